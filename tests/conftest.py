@@ -1,0 +1,34 @@
+"""Shared fixtures: a poisoned allocator, and no tuning unless a test asks for it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def settled_environment(monkeypatch, tmp_path):
+    """Static choices and an empty cache folder: what was measured on this machine must not decide a test.
+
+    The backend is named, because ``auto`` leaves layers as small as a test's to PyTorch's own composition.
+    """
+    import torchadx
+
+    monkeypatch.setenv("TORCHADX_BACKEND", "triton" if torchadx.dispatch.interpreting() else "aten")
+    monkeypatch.setenv("TORCHADX_TUNING", "off")
+    monkeypatch.setenv("TORCHADX_CACHE_DIR", str(tmp_path / "cache"))
+    torchadx.tuning.clear(disk=False)
+    yield
+    torchadx.tuning.clear(disk=False)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty():
+    """Fill new memory with NaN, so that an element nobody wrote is seen (torch fills only in deterministic mode)."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
