@@ -1,0 +1,20 @@
+"""torchadx: fused linear layers for PyTorch that every differentiation mode goes through."""
+
+from torchadx import activations, dispatch, functional, nn, tuning
+from torchadx._version import __version__
+from torchadx.activations import register_activation
+from torchadx.functional import explain, linear
+from torchadx.ops.flops import register_flop_formulas
+
+__all__ = [
+    "__version__",
+    "activations",
+    "dispatch",
+    "explain",
+    "functional",
+    "linear",
+    "nn",
+    "register_activation",
+    "register_flop_formulas",
+    "tuning",
+]

@@ -1,0 +1,5 @@
+"""Drop-in modules."""
+
+from torchadx.nn.linear import Linear
+
+__all__ = ["Linear"]
