@@ -1,0 +1,1 @@
+"""Benchmarks that check results before they time them: ``python -m torchadx.bench linear``."""
