@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from torchadx.kernels._launch import Launch
+from torchadx.kernels._launch import Launch, settles
 
 KIB = 1024
 
@@ -61,8 +61,8 @@ def compile_for(launch: Launch, architecture: Architecture) -> Machine:
     kernel, backend = launch.kernel, make_backend(architecture.target)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     constants = dict(launch.constants)
-    if "NVIDIA" in constants:  # the one constant that depends on the machine
-        constants["NVIDIA"] = architecture.capability[0] == "cuda"
+    if "SETTLE" in constants:  # the one constant that depends on the machine
+        constants["SETTLE"] = settles(architecture.capability)
     arguments, specialization, options = binder(
         **launch.arguments, **constants, num_warps=launch.warps, num_stages=launch.stages
     )

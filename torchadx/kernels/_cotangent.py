@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchadx.activations import Activation
-from torchadx.kernels._launch import check, check_shape, interpreting, strides
+from torchadx.kernels._launch import capability, check, check_shape, settles, strides
 from torchadx.kernels._tile import load, settle, widen
 from torchadx.kernels._translate import device_function
 
@@ -17,7 +17,7 @@ from torchadx.kernels._translate import device_function
 @triton.jit
 def cotangent(
     gy_ptr, gz_ptr, kept_ptr, gy_offsets, gz_offsets, kept_offsets, fixed, moving,
-    DERIVATIVE: tl.constexpr, NVIDIA: tl.constexpr, INTERPRET: tl.constexpr, EVEN: tl.constexpr,
+    DERIVATIVE: tl.constexpr, SETTLE: tl.constexpr, INTERPRET: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Return a tile of ``gy * f'(kept) + gz`` in fp32, zero outside the reduced dimension."""
     if gy_ptr is None:
@@ -33,7 +33,7 @@ def cotangent(
     if not EVEN:
         # a derivative may be infinite at the zeros that fill the tile
         g = tl.where(moving, g, 0.0)
-    return settle(g, NVIDIA)
+    return settle(g, SETTLE)
 
 
 def cotangent_strides(gy: Tensor | None, gz: Tensor | None, kept: Tensor | None) -> dict[str, int]:
@@ -45,11 +45,11 @@ def cotangent_strides(gy: Tensor | None, gz: Tensor | None, kept: Tensor | None)
     }
 
 
-def derivative_constants(row: Activation) -> dict[str, object]:
+def derivative_constants(row: Activation, device: torch.device) -> dict[str, object]:
     """Return the compile-time constants of :func:`cotangent` that other kernels do not take."""
     return {
         "DERIVATIVE": device_function(row.derivative),
-        "NVIDIA": torch.version.hip is None and not interpreting(),
+        "SETTLE": device.type == "cuda" and settles(capability(device)),
     }
 
 

@@ -12,6 +12,8 @@ from triton.runtime.interpreter import InterpretedFunction
 from torchadx.kernels._configs import Config
 from torchadx.kernels._tile import gemm
 
+_TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,6 +45,15 @@ def capability(device: torch.device) -> tuple[str, int | str]:
     if torch.version.hip:
         return "hip", properties.gcnArchName.split(":")[0]
     return "cuda", 10 * properties.major + properties.minor
+
+
+def settles(capability: tuple[str, int | str]) -> bool:
+    """Say whether kernels :func:`settle` an operand there: NVIDIA's, where Triton can pipeline what that takes.
+
+    Triton before 3.9 refuses an assembly statement in a pipelined loop on sm_100 and up; kernels compile without it.
+    """
+    backend, arch = capability
+    return backend == "cuda" and (_TRITON >= (3, 9) or arch < 100)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,14 +82,14 @@ def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def settle(tile, NVIDIA: tl.constexpr):
+def settle(tile, SETTLE: tl.constexpr):
     """Return an fp32 tile unchanged, but computed once for the whole program.
 
     On NVIDIA, Triton would rather compute the operand of a dot in the layout that the tensor cores read, in which
     several warps hold, and compute, the same elements: twice to four times the work, and registers that spill. It
     does not move what is computed past an assembly statement with side effects, even one without instructions.
     """
-    if NVIDIA:
+    if SETTLE:
         tile = tl.inline_asm_elementwise("", "=r,0", [tile], dtype=tl.float32, is_pure=False, pack=1)
     return tile
 

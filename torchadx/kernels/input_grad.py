@@ -16,7 +16,7 @@ from torchadx.kernels._tile import advance, dot, grid_offsets, load, narrow, spa
 def input_grad_kernel(
     gy_ptr, gz_ptr, kept_ptr, w_ptr, gx_ptr, M, N, K,
     gy_row, gy_col, gz_row, gz_col, kept_row, kept_col, w_row, w_col,
-    DERIVATIVE: tl.constexpr, NVIDIA: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    DERIVATIVE: tl.constexpr, SETTLE: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     WIDE: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Compute one (BM, BN) tile of ``g @ w``, which is (M, K), summed over N."""
@@ -33,7 +33,7 @@ def input_grad_kernel(
         within = start + inner < N
         g = cotangent(
             gy_ptr, gz_ptr, kept_ptr, gy_offsets, gz_offsets, kept_offsets, (rows < M)[:, None], within[None, :],
-            DERIVATIVE, NVIDIA, INTERPRET, EVEN,
+            DERIVATIVE, SETTLE, INTERPRET, EVEN,
         )  # fmt: skip
         w = load(w_ptr + w_offsets, (cols < K)[None, :], within[:, None], EVEN)
         acc = dot(narrow(g, w.dtype, INTERPRET), w, acc, PRECISION, INTERPRET)
@@ -89,7 +89,7 @@ def plan_input_grad(
             "gy_ptr": gy, "gz_ptr": gz, "kept_ptr": kept, "w_ptr": w, "gx_ptr": gx, "M": m, "N": n, "K": k,
             **cotangent_strides(gy, gz, kept), **strides(w, "w_row", "w_col"),
         },
-        {**derivative_constants(row), **tile_constants(config, w.dtype, n, (gy, gz, kept, w, gx))},
+        {**derivative_constants(row, w.device), **tile_constants(config, w.dtype, n, (gy, gz, kept, w, gx))},
         config.warps,
         config.stages,
     )  # fmt: skip

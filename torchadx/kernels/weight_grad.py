@@ -16,7 +16,7 @@ from torchadx.kernels._tile import dot, grid_offsets, load, narrow, span, store,
 def _sum_over_rows(
     gy_ptr, gz_ptr, kept_ptr, x_ptr, first, last, N, K, out_rows, out_cols,
     gy_row, gy_col, gz_row, gz_col, kept_row, kept_col, x_row, x_col,
-    BIAS: tl.constexpr, DERIVATIVE: tl.constexpr, NVIDIA: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, DERIVATIVE: tl.constexpr, SETTLE: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -29,7 +29,7 @@ def _sum_over_rows(
         g = cotangent(
             gy_ptr, gz_ptr, kept_ptr, grid_offsets(inner, out_rows, gy_row, gy_col),
             grid_offsets(inner, out_rows, gz_row, gz_col), grid_offsets(inner, out_rows, kept_row, kept_col),
-            (out_rows < N)[None, :], within, DERIVATIVE, NVIDIA, INTERPRET, EVEN,
+            (out_rows < N)[None, :], within, DERIVATIVE, SETTLE, INTERPRET, EVEN,
         )  # fmt: skip
         x = load(x_ptr + grid_offsets(inner, out_cols, x_row, x_col), (out_cols < K)[None, :], within, EVEN)
         if BIAS:
@@ -42,7 +42,7 @@ def _sum_over_rows(
 def weight_grad_kernel(
     gy_ptr, gz_ptr, kept_ptr, x_ptr, gw_ptr, gb_ptr, M, N, K,
     gy_row, gy_col, gz_row, gz_col, kept_row, kept_col, x_row, x_col, rows_per_split, partial_step,
-    DERIVATIVE: tl.constexpr, NVIDIA: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    DERIVATIVE: tl.constexpr, SETTLE: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     WIDE: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Compute one (BM, BN) tile of ``g.T @ x``, which is (N, K), over one part of the M rows; with it, sums of g."""
@@ -57,20 +57,20 @@ def weight_grad_kernel(
     if gb_ptr is None:
         acc, _ = _sum_over_rows(
             gy_ptr, gz_ptr, kept_ptr, x_ptr, first, last, N, K, out_rows, out_cols, gy_row, gy_col, gz_row, gz_col,
-            kept_row, kept_col, x_row, x_col, False, DERIVATIVE, NVIDIA, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
+            kept_row, kept_col, x_row, x_col, False, DERIVATIVE, SETTLE, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
         )  # fmt: skip
     elif block_k == 0:
         # one program per block of N sums the bias; the others run a loop without the reduction
         acc, bias = _sum_over_rows(
             gy_ptr, gz_ptr, kept_ptr, x_ptr, first, last, N, K, out_rows, out_cols, gy_row, gy_col, gz_row, gz_col,
-            kept_row, kept_col, x_row, x_col, True, DERIVATIVE, NVIDIA, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
+            kept_row, kept_col, x_row, x_col, True, DERIVATIVE, SETTLE, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
         )  # fmt: skip
         gb_ptrs = gb_ptr + part.to(tl.int64) * partial_step + out_rows
         tl.store(gb_ptrs, narrow(bias, gb_ptr.dtype.element_ty, INTERPRET), mask=out_rows < N)
     else:
         acc, _ = _sum_over_rows(
             gy_ptr, gz_ptr, kept_ptr, x_ptr, first, last, N, K, out_rows, out_cols, gy_row, gy_col, gz_row, gz_col,
-            kept_row, kept_col, x_row, x_col, False, DERIVATIVE, NVIDIA, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
+            kept_row, kept_col, x_row, x_col, False, DERIVATIVE, SETTLE, PRECISION, INTERPRET, WIDE, EVEN, BM, BN, BK,
         )  # fmt: skip
     store(gw_ptr, acc, out_rows, out_cols, N, K, INTERPRET)
 
@@ -161,7 +161,7 @@ def plan_weight_grad(
             "M": m, "N": n, "K": k, **cotangent_strides(gy, gz, kept), **strides(x, "x_row", "x_col"),
             "rows_per_split": steps_per_split * config.BK, "partial_step": n * k + biases,
         },
-        {**derivative_constants(row), **tile_constants(config, x.dtype, m, (gy, gz, kept, x, gw))},
+        {**derivative_constants(row, x.device), **tile_constants(config, x.dtype, m, (gy, gz, kept, x, gw))},
         config.warps,
         config.stages,
     )  # fmt: skip
