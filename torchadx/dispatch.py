@@ -13,6 +13,8 @@ BACKENDS = ("auto", "aten", "triton")
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # up to this many multiplications a Python-defined layer costs more per call than fusion can win back
 _SMALL = 1 << 24
+# on a CPU, weights of fewer elements stay in its caches, and oneDNN's products gain too little to pay for the call
+_CACHED_WEIGHT = 1 << 20
 
 
 class Choice(NamedTuple):
@@ -57,15 +59,17 @@ def small(x: Tensor, out_features: int) -> bool:
 def composes(x: Tensor, out_features: int, native: bool) -> bool:
     """Whether a layer outside of transforms is best left to PyTorch's own two ops.
 
-    So it is where the layer is small, and on a CPU in dtypes whose products PyTorch itself gives to oneDNN.
+    So it is where the layer is small, and on a CPU where its weight is, and in dtypes whose products PyTorch itself
+    gives to oneDNN.
 
     Args:
         x: The layer's input, ``(..., in)``.
         out_features: Size of the last dimension of its output.
         native: Whether the activation is one op of PyTorch's.
     """
-    if native and x.device.type == "cpu" and x.dtype != torch.float32:
-        return _free_to_choose()
+    if native and x.device.type == "cpu":
+        gains = x.dtype == torch.float32 and x.shape[-1] * out_features >= _CACHED_WEIGHT
+        return (not gains or small(x, out_features)) and _free_to_choose()
     return small(x, out_features)
 
 
