@@ -82,6 +82,11 @@ def plain(*tensors: Tensor | None) -> bool:
     return untransformed() and _no_mode() and _ordinary(tensors)
 
 
+def plain_unrecorded(*tensors: Tensor | None) -> bool:
+    """Whether these are :func:`plain` and reverse mode records none of them: a kernel may then be called as it is."""
+    return plain(*tensors) and not needs_grad(*tensors)
+
+
 def untransformed() -> bool:
     """Whether no forward level and no transform of functorch is active."""
     return fwAD._current_level < 0 and not _are_functorch_transforms_active()

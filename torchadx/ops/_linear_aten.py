@@ -61,8 +61,7 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, row: Activation, save: bool)
             "aten": lambda x, w, b: row.forward(affine(x, w, b)),
             "onednn": lambda x, w, b: _onednn(x, w, b, *row.onednn),
         }
-        sizes = x.numel() // max(x.shape[-1], 1), *w.shape
-        return _product(f"affine_{row.name}", fused, x, w, sizes, b), None
+        return _product(f"affine_{row.name}", fused, x, w, (x.shape[0], *w.shape), b), None
     z = affine(x, w, b)
     y = row.forward(z)
     return y, z if save else None

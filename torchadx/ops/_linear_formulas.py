@@ -29,6 +29,11 @@ def rows(t: Tensor | None, batch: int = 0) -> Tensor | None:
     return t.reshape(*t.shape[:batch], t.shape[batch:-1].numel(), t.shape[-1])
 
 
+def tangent_rows(t: Tensor | None, rank: int) -> Tensor | None:
+    """:func:`rows` of a tangent or cotangent of a tensor of this rank; a batch of tangents stays in front."""
+    return None if t is None else rows(t, t.dim() - rank)
+
+
 def affine(x: Tensor, w: Tensor, b: Tensor | None, linear: Linear = F.linear) -> Tensor:
     """``x W^T + b``; ``linear`` serves the case without batches of weights."""
     if w.dim() == 2 and (b is None or b.dim() == 1):

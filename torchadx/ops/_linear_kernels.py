@@ -11,7 +11,7 @@ from torchadx import dispatch
 from torchadx.activations import Activation, resolve
 from torchadx.dispatch import Choice
 from torchadx.ops import _linear_aten as aten
-from torchadx.ops._linear_formulas import rows, tangent_batch
+from torchadx.ops._linear_formulas import rows, tangent_batch, tangent_rows
 
 
 def select(op: str, tensor: Tensor, row: Activation) -> Choice:
@@ -70,9 +70,8 @@ def dual(x, w, b, tx, tw, tb, act: str, save: bool) -> tuple[Tensor, Tensor | No
     if tx is None and tw is None and tb is None:
         raise ValueError("linear_dual needs at least one tangent; call linear for the primal alone")
     lead, n, batch = x.shape[:-1], w.shape[0], tangent_batch(x, tx, tw, tb)
-    tx_rows = None if tx is None else rows(tx, tx.dim() - x.dim())
     route = _route("linear_dual", x, row, lead.numel() * n * math.prod(batch))
-    y, z, ty, tz = route.dual(rows(x), w, b, tx_rows, tw, tb, row, save)
+    y, z, ty, tz = route.dual(rows(x), w, b, tangent_rows(tx, x.dim()), tw, tb, row, save)
     y, ty = _shaped(y, *lead, n), _shaped(ty, *batch, *lead, n)
     if not save:
         return y, None, ty, None

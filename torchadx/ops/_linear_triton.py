@@ -3,6 +3,7 @@
 Same functions as :mod:`torchadx.ops._linear_aten`. Importing this module imports triton.
 """
 
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -28,25 +29,27 @@ def _tuned(
 ) -> Config | None:
     """Choose a configuration for ``run``, which takes ``None`` for the ATen route."""
     m, n, k = sizes
+    key = tuning.Key(op, like.device, like.dtype, tuning.bucket(m), n, k, flags)
+    known = tuning.find(key)
+    if known is not None:
+        return _config(known)
     capability = kernels.capability(like.device)
     shape = {"m": m, "n": n, "k": k, "itemsize": like.element_size(), "capability": capability} | more
     default = kernels.heuristic(op, **shape)
     if kernels.interpreting():
         return default
-    key = tuning.Key(op, like.device, like.dtype, tuning.bucket(m), n, k, flags)
-    known = tuning.find(key)
-    if known is None:
-        names = ["aten", default.name, *(c.name for c in kernels.configs(op, **shape) if allow(c))]
-        known = tuning.choose(
-            key,
-            tuple(dict.fromkeys(names)),
-            lambda name: run(_config(name)),
-            default.name,
-            unusable=(OutOfResources,),
-        )
-    return _config(known)
+    names = ["aten", default.name, *(c.name for c in kernels.configs(op, **shape) if allow(c))]
+    chosen = tuning.choose(
+        key,
+        tuple(dict.fromkeys(names)),
+        lambda name: run(_config(name)),
+        default.name,
+        unusable=(OutOfResources,),
+    )
+    return _config(chosen)
 
 
+@functools.cache
 def _config(name: str) -> Config | None:
     return None if name == "aten" else Config.parse(name)
 

@@ -38,9 +38,9 @@ def _vjp(saved, cotangents, static, needed, shapes):
 
 def backward(gy, gz, x, w, kept, act, needed):
     """Call ``linear_backward``, past the dispatcher where nothing stands in between; ``None`` where not needed."""
-    args = gy, gz, x, w, kept, act, needed
-    direct = closure.plain(*args[:5]) and not closure.needs_grad(*args[:5])
-    grads = kernels.backward(*args) if direct else linear_backward(*args)
+    tensors = gy, gz, x, w, kept
+    run = kernels.backward if closure.plain_unrecorded(*tensors) else linear_backward
+    grads = run(*tensors, act, needed)
     return tuple(grad if want else None for grad, want in zip(grads, needed, strict=True))
 
 

@@ -46,7 +46,7 @@ def _dual_vjp(saved, cotangents, static, needed, shapes):
     rank = len(shapes[0])
     x, w, tx, tw, kept, tz = saved
     x, kept, gy, gz = (rows(t) for t in (x, kept, *cotangents[:2]))
-    tx, tz, gty, gtz = (None if t is None else rows(t, t.dim() - rank) for t in (tx, tz, *cotangents[2:]))
+    tx, tz, gty, gtz = (formulas.tangent_rows(t, rank) for t in (tx, tz, *cotangents[2:]))
     g, a = _cotangents(gy, gz, gty, gtz, kept, tz, static[0])
     batched = [shape is not None and len(shape) > base for shape, base in zip(shapes[3:], (rank, 2, 1), strict=True)]
     grads = formulas.dual_grads(g, a, (x, w, tx, tw), needed, batched, _products)
@@ -60,8 +60,8 @@ def _cotangents(gy, gz, gty, gtz, kept, tz, act):
         g = None if gy is None and gz is None else formulas.cotangent_of_z(gy, gz, kept, row)
         return g, formulas.total(gty, gtz)
     args = gy, gz, gty, gtz, kept, tz
-    direct = closure.plain(*args) and not closure.needs_grad(*args)
-    return kernels.dual_cotangents(*args, act) if direct else linear_dual_cotangents(*args, act)
+    run = kernels.dual_cotangents if closure.plain_unrecorded(*args) else linear_dual_cotangents
+    return run(*args, act)
 
 
 def _products(g, x, w, needed):
@@ -71,8 +71,7 @@ def _products(g, x, w, needed):
 def _dual_formula(x, w, b, tx, tw, tb, act):
     row = resolve(act)
     y, z = linear_saving(x, w, b, act)
-    tx_rows = None if tx is None else rows(tx, tx.dim() - x.dim())
-    tz = formulas.tangent_of_z(rows(x), w, tx_rows, tw, tb)
+    tz = formulas.tangent_of_z(rows(x), w, formulas.tangent_rows(tx, x.dim()), tw, tb)
     tz = tz.reshape(*formulas.tangent_batch(x, tx, tw, tb), *y.shape)
     ty = formulas.times_slope(tz, row.kept(y, z), row)
     return y, z, ty.clone() if ty is tz else ty, tz
