@@ -178,3 +178,9 @@ def test_autocasting():
         assert dispatch.autocasting(tensor)
         with torch.autocast("cpu", enabled=False):
             assert not dispatch.autocasting(tensor)
+
+
+def test_what_lies_in_host_memory():
+    assert not dispatch.on_accelerator(torch.ones(1))
+    assert dispatch.on_accelerator(on("cuda"))
+    assert dispatch.on_accelerator(on("xpu"))

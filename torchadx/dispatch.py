@@ -171,6 +171,11 @@ def cache_directory() -> str:
     return os.environ.get("TORCHADX_CACHE_DIR") or os.path.join(home, "torchadx")
 
 
+def on_accelerator(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a device's memory of its own, rather than in the host's."""
+    return tensor.device.type != "cpu"
+
+
 def autocasting(tensor: Tensor) -> bool:
     """Whether autocast is on for this tensor's device."""
     device = tensor.device.type

@@ -12,12 +12,14 @@ from torchadx.kernels.dual_cotangents import linear_dual_cotangents
 from torchadx.kernels.forward import linear_forward
 from torchadx.kernels.input_grad import linear_input_grad
 from torchadx.kernels.persistent import persistent_applies
+from torchadx.kernels.quantize import dequantize, quantize
 from torchadx.kernels.weight_grad import linear_weight_grad
 
 __all__ = [
     "Config",
     "capability",
     "configs",
+    "dequantize",
     "device_function",
     "heuristic",
     "interpreting",
@@ -27,5 +29,6 @@ __all__ = [
     "linear_input_grad",
     "linear_weight_grad",
     "persistent_applies",
+    "quantize",
     "untranslatable",
 ]
