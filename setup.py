@@ -9,15 +9,17 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "torchadx" / "_version.py").read_text())[1]
 
 BENCH = ["rich>=13"]
-EXAMPLES = [*BENCH, "scikit-learn>=1.3", "tqdm>=4.65"]
+LOSSLESS = ["blosc2>=2.7"]
+DATAFRAME = ["pandas>=2"]
+EXAMPLES = [*BENCH, "matplotlib>=3.8", "scikit-learn>=1.3", "tqdm>=4.65"]
 # expecttest and numpy: torch.testing._internal needs them, whose operator samples the tests compare with
-TEST = [*EXAMPLES, "expecttest>=0.2", "hypothesis>=6.100", "numpy>=1.26", "pytest>=8"]
+TEST = [*EXAMPLES, *LOSSLESS, *DATAFRAME, "expecttest>=0.2", "hypothesis>=6.100", "numpy>=1.26", "pytest>=8"]
 DEV = [*TEST, "import-linter>=2.1", "mypy>=1.15", "pre-commit>=3.7", "ruff>=0.12"]
 
 setup(
     name="torchadx",
     version=VERSION,
-    description="Fused linear layers for PyTorch that every differentiation mode can go through.",
+    description="Fused linear layers for every differentiation mode of PyTorch, and tools for what autograd saves.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
@@ -30,8 +32,15 @@ setup(
         "torch>=2.11",
         'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
     ],
-    extras_require={"bench": BENCH, "examples": EXAMPLES, "test": TEST, "dev": DEV},
-    keywords=["pytorch", "autograd", "forward-mode", "jvp", "triton", "fused"],
+    extras_require={
+        "bench": BENCH,
+        "dataframe": DATAFRAME,
+        "dev": DEV,
+        "examples": EXAMPLES,
+        "lossless": LOSSLESS,
+        "test": TEST,
+    },
+    keywords=["pytorch", "autograd", "forward-mode", "jvp", "triton", "fused", "activation", "offload", "compression"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,6 +1,6 @@
-"""torchadx: fused linear layers for PyTorch that every differentiation mode goes through."""
+"""torchadx: fused linear layers for every differentiation mode of PyTorch, and tools for what autograd saves."""
 
-from torchadx import activations, dispatch, functional, nn, tuning
+from torchadx import activations, dispatch, functional, memory, nn, tuning
 from torchadx._version import __version__
 from torchadx.activations import register_activation
 from torchadx.functional import explain, linear
@@ -13,6 +13,7 @@ __all__ = [
     "explain",
     "functional",
     "linear",
+    "memory",
     "nn",
     "register_activation",
     "register_flop_formulas",
