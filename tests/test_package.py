@@ -118,6 +118,20 @@ def test_jacobian_of_a_chain():
     assert "64-256-512-2048" in printed
 
 
+def test_long_context(tmp_path):
+    plot = tmp_path / "memory.png"
+    printed = run_example("long_context.py", "--layers", "2", "--width", "64", "--steps", "8", "--plot", str(plot))
+    needed, held = map(float, re.search(r"memory for saved tensors.*?([\d.]+) MiB\s+([\d.]+) MiB", printed).groups())
+    assert held <= needed / 3 + 0.1  # both are rounded to a tenth
+    first, last = (re.search(rf"loss at the {step} step\s+([\d.]+)\s+([\d.]+)", printed) for step in ("first", "last"))
+    assert first[1] == first[2]
+    assert float(last[1]) < float(first[1])
+    assert abs(float(last[2]) / float(last[1]) - 1) <= 0.01
+    for line in ("tensors saved", "limit ", "int8"):
+        assert line in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_example_names_the_extra_that_it_needs(script):
     code = """

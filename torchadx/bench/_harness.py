@@ -127,10 +127,11 @@ def race(contenders: Sequence[Contender], rounds: int, device: torch.device) -> 
         for _ in range(rounds):
             for contender in order.sample(contenders, len(contenders)):
                 samples[contender.name].append(_sample(contender.run, calls[contender.name], device))
-    return {name: _timing(taken, calls[name]) for name, taken in samples.items()}
+    return {name: summarize(taken, calls[name]) for name, taken in samples.items()}
 
 
-def _timing(samples: list[float], calls: int) -> Timing:
+def summarize(samples: list[float], calls: int = 1) -> Timing:
+    """Return the quartiles of seconds per call, one sample a round."""
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
     return Timing(q1, median, q3, len(samples), calls)
 
@@ -177,12 +178,20 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def saved_bytes(run: Callable[[], Any], inputs: Iterable[Tensor]) -> int:
-    """Count the bytes autograd keeps while ``run`` goes forward: each storage once, those of ``inputs`` left out."""
+def saved_bytes(
+    run: Callable[[], Any], inputs: Iterable[Tensor], instead: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> int:
+    """Count the bytes autograd keeps while ``run`` goes forward: each storage once, those of ``inputs`` left out.
+
+    Args:
+        run: Goes forward.
+        inputs: What others hold anyway.
+        instead: Makes of a saved tensor what would be held in its place.
+    """
     held: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = instead(tensor).untyped_storage()
         held[storage.data_ptr()] = storage  # kept alive, so that its address is not handed out twice
         return tensor
 

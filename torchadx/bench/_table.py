@@ -1,11 +1,13 @@
 """Print results with rich."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from torchadx import dispatch, tuning
@@ -27,11 +29,29 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=132)
 
 
-def print_header(console: Console, machine: dict[str, Any], backends: dict[str, dispatch.Choice]) -> None:
-    """Print the machine, whether it is quiet, and which backend each dtype takes."""
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Show how many of ``total`` things are done. What is yielded is called with the name of each as it begins."""
+    columns = (SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn())
+    # drawn between the things only: a thread that redraws would disturb their timings
+    with Progress(*columns, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=total, completed=-1)
+
+        def begin(description: str) -> None:
+            bar.update(task, advance=1, description=description, refresh=True)
+
+        yield begin
+
+
+def print_header(console: Console, machine: dict[str, Any]) -> None:
+    """Print the machine, and whether it is quiet."""
     console.print(_machine.headline(machine))
     if warning := _machine.warning(machine):
         console.print(f"[yellow]{warning}[/]")
+
+
+def print_backends(console: Console, backends: dict[str, dispatch.Choice]) -> None:
+    """Print which backend each dtype takes."""
     for dtype, choice in backends.items():
         console.print(f"{dtype}: backend [bold]{choice.backend}[/], {choice.reason}")
 
@@ -103,8 +123,10 @@ def _cells(case: Case, row: Row) -> dict[str, str]:
 
 
 def seconds(value: float, sign: bool = False) -> str:
-    """Write a duration in the unit that suits it, µs or ms."""
+    """Write a duration in the unit that suits it: µs, ms or s."""
     plus = "+" if sign else ""
+    if abs(value) >= 1:
+        return f"{value:{plus}.3g} s"
     return f"{value * 1e6:{plus}.1f} µs" if abs(value) < 1e-3 else f"{value * 1e3:{plus}.2f} ms"
 
 
