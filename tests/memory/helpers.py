@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import weakref
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def mlp():
 
 def uneven(y):
     """A loss that no normalization makes constant."""
-    return (y * torch.linspace(0.5, 2, y.numel(), dtype=y.dtype).reshape(y.shape)).square().mean()
+    return (y * torch.linspace(0.5, 2, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)).square().mean()
 
 
 def gradients(model, *inputs, context=None, loss=uneven, around_backward=False):
@@ -62,7 +63,7 @@ def equal(got, expected):
 def near(got, expected, share):
     """Compare gradients, all of them together, by the share of the norm that is off: what a lossy codec may cost."""
     kept = [index for index, e in enumerate(expected) if e is not None]
-    got, expected = (torch.cat([some[index].double().flatten() for index in kept]) for some in (got, expected))
+    got, expected = (torch.cat([some[index].flatten() for index in kept]) for some in (got, expected))
     assert (got - expected).norm() <= share * expected.norm()
 
 
@@ -72,6 +73,20 @@ def same_bits(got, expected):
         return False
     a, b = (torch.empty(t.shape, dtype=t.dtype).copy_(t).reshape(-1).view(torch.uint8) for t in (got, expected))
     return torch.equal(a, b)
+
+
+def small(policy, **options):
+    """Make a manager that does not mind small tensors."""
+    return ActivationManager(policy, **({"min_bytes": 0} | options))
+
+
+def hand_computed(policy="bf16", **options):
+    """A case small enough to count: x is saved once, relu's result twice, one weight, the result."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    manager = small(policy, **options).watch(model)
+    with manager:
+        loss = model(torch.randn(8, 16)).square().mean()
+    return manager, loss
 
 
 def through(policy, tensor, **options):
@@ -89,8 +104,7 @@ def through(policy, tensor, **options):
             got.extend(ctx.saved_tensors)
             return cotangent, None
 
-    options = {"min_bytes": 0} | options
-    with ActivationManager(policy, **options) as manager:
+    with small(policy, **options) as manager:
         y = Save.apply(torch.zeros((), requires_grad=True), tensor)
     y.backward()
     return got[0], manager
@@ -109,3 +123,16 @@ def no_cycles():
         yield
     finally:
         gc.enable()
+
+
+def survives(context):
+    """Whether a graph whose node saves its own result outlives the result."""
+    token = Token()
+    reference = weakref.ref(token)
+    x = torch.randn(8, requires_grad=True)
+    with no_cycles():
+        with context:
+            y = x.exp()
+        y.grad_fn.metadata["token"] = token
+        del y, token
+        return reference() is not None

@@ -1,13 +1,12 @@
 """The numbered facts about saved tensors, each shown with torch's own hooks where they go wrong, and then with ours."""
 
 import contextlib
-import weakref
 
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
-from helpers import EVERY, EXACT, Token, equal, gradients, mlp, near, no_cycles, same_bits, uneven
+from helpers import EVERY, EXACT, equal, gradients, mlp, near, same_bits, small, survives, uneven
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +16,6 @@ from torchadx.memory import ActivationManager
 
 def bare(pack=lambda t: t.detach(), unpack=lambda t: t):
     return saved_tensors_hooks(pack, unpack)
-
-
-def small(policy, **options):
-    return ActivationManager(policy, **({"min_bytes": 0} | options))
 
 
 def test_fact_01_linear_saves_a_view_of_its_weight():
@@ -115,17 +110,14 @@ def test_fact_03_a_change_is_reported_or_harmless(policy):
     assert not torch.equal(got, exact + 1)
 
 
-def survives(context):
-    """Whether a graph whose node saves its own result outlives the result."""
-    token = Token()
-    reference = weakref.ref(token)
-    x = torch.randn(8, requires_grad=True)
-    with no_cycles():
-        with context:
-            y = x.exp()
-        y.grad_fn.metadata["token"] = token
-        del y, token
-        return reference() is not None
+def test_fact_03_weights_that_changed_before_backward():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with small("int8").watch(model):
+        loss = model(torch.randn(8, 8)).sum()
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*\[8, 8\].*module '1'"):
+        loss.backward()
 
 
 def test_fact_04_returning_the_argument_leaks():
@@ -367,9 +359,8 @@ def test_fact_14_hooks_run_at_the_boundary_of_compiled_code():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs streams")
 @pytest.mark.parametrize("policy", ["@host", "lossless@host", "@disk"])
 def test_fact_15_streams(policy):
-    model, x = nn.Sequential(*(mlp() for _ in range(1))).cuda(), torch.randn(4096, 16, device="cuda")
+    model, x, manager = mlp().cuda(), torch.randn(4096, 16, device="cuda"), small(policy)
     expected = gradients(model, x)
-    manager = small(policy)
     for _ in range(20):
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())

@@ -7,18 +7,14 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
-from helpers import EVERY, EXACT, Mixer, equal, gradients, mlp, same_bits, uneven
+from helpers import EVERY, EXACT, Mixer, equal, gradients, mlp, same_bits, small, uneven
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
-from torchadx.memory import ActivationManager, BudgetError, managed
+from torchadx.memory import BudgetError, DiskFullError, DiskStore, managed
 from torchadx.memory.policy import Planner
 
 MOVED = ("keep", "@disk", "lossless", "sparse")
-
-
-def small(policy, **options):
-    return ActivationManager(policy, **({"min_bytes": 0} | options))
 
 
 def f(x, w):
@@ -258,7 +254,20 @@ def test_a_codec_or_policy_that_fails_leaves_no_hooks():
         x.exp().sum().backward()
 
 
+def test_a_full_disk(tmp_path):
+    model, x = mlp(), torch.randn(8, 16)
+    manager = small("@disk", stores=[DiskStore(directory=tmp_path, capacity_bytes=1500)])
+    with pytest.raises(DiskFullError, match="capacity_bytes is 1500"):
+        gradients(model, x, context=manager)
+    manager.flush()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert manager.report().resident_bytes == 0
+    equal(gradients(model, x[:1], context=manager), gradients(model, x[:1]))
+
+
 class Refuses(Planner):
+    window_bytes = 1 << 20
+
     def begin(self, stores):
         raise BudgetError("no")
 

@@ -1,8 +1,11 @@
-"""What the processes of the DDP test run: importable without the test around it."""
+"""What the processes of the test of DDP and FSDP run: importable without the test around it."""
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from torchadx.memory import ActivationManager, managed
@@ -18,17 +21,23 @@ def batch(rank, step):
 
 
 def _ways(policy):
-    """How a manager and DDP come together: what runs, and what to run it under."""
+    """How a manager comes together with DDP, three ways, and with FSDP: what runs, and under what."""
     yield DistributedDataParallel(model()), ActivationManager(policy, min_bytes=0)
     yield managed(DistributedDataParallel(model()), policy, min_bytes=0), None
     yield DistributedDataParallel(managed(model(), policy, min_bytes=0), gradient_as_bucket_view=True), None
+    yield managed(sharded(), policy, min_bytes=0), None
+
+
+def sharded():
+    return fully_shard(model(), mesh=init_device_mesh("cpu", (2,)))
 
 
 def train(rank, folder, policies):
     """Two steps of gradients each way, saved for the parent to compare."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = {"plain": [two_steps(rank, DistributedDataParallel(model()), None)]}
+    plain = (DistributedDataParallel(model()), sharded())
+    results = {"plain": [two_steps(rank, replica, None) for replica in plain]}
     for policy in policies:
         results[policy] = [two_steps(rank, *way) for way in _ways(policy)]
     torch.save(results, f"{folder}/{rank}.pt")
@@ -45,5 +54,6 @@ def two_steps(rank, replica, manager):
             with manager:
                 loss = replica(batch(rank, step)).square().mean()
         loss.backward()
-        gradients += [p.grad.clone() for p in replica.parameters()]
+        whole = (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in replica.parameters())
+        gradients += [gradient.clone() for gradient in whole]
     return gradients

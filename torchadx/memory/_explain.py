@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torchadx.memory._schedule import PlanRow, Schedule, needed
 from torchadx.memory._trials import Trial
 from torchadx.memory.policy import TensorMeta
-from torchadx.memory.report import size
+from torchadx.memory.report import columns, module_name, size, tensor_name
 
 _HEADER = ("number", "module", "op", "tensor", "bytes", "action", "saved", "seconds", "error", "why")
 _NUMBERS = ("number", "bytes", "saved", "seconds", "error")
@@ -24,7 +24,7 @@ def plan(schedule: Schedule, rows: Sequence[PlanRow], limit: int) -> str:
         lines.append(f"{size(schedule.set_aside)} of the limit are left to what else is held")
     if promised + schedule.under_way + schedule.set_aside > limit:
         lines.append("no choice is sure to fit: every tensor gets the action that leaves the fewest bytes")
-    return "\n".join([*lines, "", *_table(rows)])
+    return "\n".join([*lines, "", *columns([_HEADER, *map(_cells, rows)], _NUMBERS)])
 
 
 def no_plan_yet(limit: int, actions: Iterable[str], max_error: float) -> str:
@@ -72,21 +72,12 @@ def _remedies(max_error: float, trials: Sequence[Trial], smallest: Trial, movabl
             yield f"max_error={trial.error:.2g}, which allows {trial.action} ({size(trial.nbytes)})"
 
 
-def _table(rows: Iterable[PlanRow]) -> Iterator[str]:
-    cells = [_HEADER, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    align = [str.rjust if name in _NUMBERS else str.ljust for name in _HEADER]
-    for line in cells:
-        padded = (to(cell, width) for to, cell, width in zip(align, line, widths, strict=True))
-        yield "  ".join(padded).rstrip()
-
-
 def _cells(row: PlanRow) -> tuple[str, ...]:
     return (
         str(row.number),
-        {None: "-", "": "(model)"}.get(row.module, row.module or ""),
+        module_name(row.module),
         row.op or "-",
-        f"{str(row.dtype).removeprefix('torch.')}[{', '.join(map(str, row.shape))}]",
+        tensor_name(row.dtype, row.shape),
         size(row.nbytes),
         row.action,
         size(row.saved_bytes),

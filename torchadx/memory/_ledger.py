@@ -30,6 +30,9 @@ OWNED: dict[Alias | None, str] = {
     "leaf": "a leaf that requires grad: its owner holds it",
 }
 
+# changes of an account that wait to be summed
+_MOST_CHANGES = 4096
+
 
 class Row:
     """What happened to a storage, or to a stretch of one; the counts and times grow while the graph lives."""
@@ -62,18 +65,24 @@ class Row:
 
 
 class Account:
-    """Bytes that are held. Finalizers release them, in any thread and at any moment, so that takes no lock."""
+    """Bytes that are held, and the most that ever were.
 
-    __slots__ = ("_changes", "_held", "_lock")
+    Finalizers release them, in any thread and at any moment, so that takes no lock: changes are noted in their order,
+    and summed when someone asks.
+    """
+
+    __slots__ = ("_changes", "_held", "_lock", "_peak")
 
     def __init__(self) -> None:
-        self._held = 0
+        self._held = self._peak = 0
         self._changes: collections.deque[int] = collections.deque()
         self._lock = threading.Lock()
 
     def hold(self, nbytes: int) -> None:
         """Count bytes in."""
         self._changes.append(nbytes)
+        if len(self._changes) >= _MOST_CHANGES:
+            self.now()
 
     def release(self, nbytes: int) -> None:
         """Count bytes out."""
@@ -84,7 +93,18 @@ class Account:
         with self._lock:
             while self._changes:
                 self._held += self._changes.popleft()
+                if self._held > self._peak:
+                    self._peak = self._held
             return self._held
+
+    def peak(self) -> int:
+        """Return the most bytes held since :meth:`restart`."""
+        self.now()
+        return self._peak
+
+    def restart(self) -> None:
+        """Begin a new peak."""
+        self._peak = self.now()
 
 
 class Hold:
@@ -115,15 +135,23 @@ class _Sighting(NamedTuple):
 class Entry:
     """A storage seen in this pass."""
 
-    __slots__ = ("_hold", "_sightings", "alias", "nbytes", "reference")
+    __slots__ = ("_hold", "_reference", "_sightings", "alias", "nbytes")
 
-    def __init__(self, storage: torch.UntypedStorage, alias: Alias | None) -> None:
-        # while this reference lives, no other storage gets the same identity
-        self.reference = StorageWeakRef(storage)
-        self.nbytes = storage.nbytes()
+    def __init__(self, nbytes: int, alias: Alias | None) -> None:
+        self.nbytes = nbytes
         self.alias = alias
         self._hold: weakref.ref[Hold] | None = None
+        self._reference: StorageWeakRef | None = None
         self._sightings: list[_Sighting] = []
+
+    def refer(self, storage: torch.UntypedStorage) -> None:
+        """Make sure that no other storage gets the identity of this one, even if this one is freed."""
+        if self._reference is None:
+            self._reference = StorageWeakRef(storage)
+
+    def gone(self) -> bool:
+        """Whether the storage may be freed, and its identity be another's."""
+        return self.held() is None and (self._reference is None or self._reference.expired())
 
     def held(self) -> Hold | None:
         """Return what keeps this storage, if the graph does."""
@@ -197,7 +225,7 @@ class Ledger:
         """Note a new storage; forget those that are gone, now and then, so that a pass may be endless."""
         entries = self.entries
         if len(entries) >= self._sweep_at:
-            self.entries = entries = {key: seen for key, seen in entries.items() if not seen.reference.expired()}
+            self.entries = entries = {key: seen for key, seen in entries.items() if not seen.gone()}
             self._sweep_at = 1024 + 2 * len(entries)
         entries[identity] = entry
         self.storages += 1

@@ -1,5 +1,6 @@
 """Who saves: the name of the module whose forward runs, told by hooks on the modules of a watched model."""
 
+import collections
 import secrets
 import threading
 import weakref
@@ -43,12 +44,16 @@ class _Begin:
 
 
 class _End:
-    """Forward hook, called even if forward raised: the module has run."""
+    """Forward hook, called even if forward raised: the module has run, and so has all that it called."""
+
+    def __init__(self, watcher: str, name: str) -> None:
+        self._entry = watcher, name
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling() or not _running.modules:
+        if torch.compiler.is_compiling() or self._entry not in _running.modules:
             return
-        _running.modules.pop()
+        while _running.modules.pop() != self._entry:
+            pass
         if not _running.modules:
             _running.inputs = []
 
@@ -65,31 +70,45 @@ def unwind(depth: int) -> None:
         _running.inputs = []
 
 
+# hooks of managers that are gone: taken off later, because a finalizer may run between a module's two hooks
+_retired: collections.deque[list[tuple[Any, RemovableHandle]]] = collections.deque()
+
+
 class Watch:
     """The models that one manager watches. They are held weakly."""
 
     def __init__(self) -> None:
         self._watcher = secrets.token_hex(8)
-        self._models: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
+        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[tuple[weakref.ref[nn.Module], RemovableHandle]] = []
+        # not __del__: by then the garbage collector has forgotten which models there were
+        weakref.finalize(self, _retired.append, self._handles).atexit = False
 
     def add(self, model: nn.Module, name: str) -> None:
         """Hook every module of ``model``; if it is watched already, its modules are named anew."""
         self.remove(model)
-        handles = []
+        if not _running.modules:
+            while _retired:
+                _take_off(_retired.popleft())
+        reference = weakref.ref(model)
         for path, module in model.named_modules(prefix=name):
             begin = _Begin(self._watcher, path)
-            handles.append(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(_End(), always_call=True))
-        self._models[model] = handles
+            pre = module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True)
+            post = module.register_forward_hook(_End(self._watcher, path), always_call=True)
+            self._handles += [(reference, pre), (reference, post)]
+        self._models.add(model)
 
     def adopt(self, model: nn.Module) -> None:
         """Know the parameters and buffers of a copy of a watched model, whose hooks were copied with it."""
-        self._models[model] = []
+        self._models.add(model)
 
     def remove(self, model: nn.Module) -> None:
         """Take the hooks of ``model`` off, if there are any."""
-        for handle in self._models.pop(model, ()):
-            handle.remove()
+        self._models.discard(model)
+        # those of models that are gone, too
+        over = [pair for pair in self._handles if pair[0]() in (model, None)]
+        self._handles[:] = [pair for pair in self._handles if pair not in over]
+        _take_off(over)
 
     def module(self) -> str | None:
         """Return the name of the innermost watched module that runs in this thread, by this manager's names first."""
@@ -111,6 +130,11 @@ class Watch:
         for model in list(self._models):
             yield from ((identity, "buffer") for identity in _identities(model.buffers()))
             yield from ((identity, "parameter") for identity in _identities(model.parameters()))
+
+
+def _take_off(handles: Iterable[tuple[Any, RemovableHandle]]) -> None:
+    for _, handle in handles:
+        handle.remove()
 
 
 def _identities(tensors: Iterable[Tensor]) -> Iterator[int]:

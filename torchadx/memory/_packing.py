@@ -19,6 +19,8 @@ from torchadx.memory.policy import KEEP, Action, Alias, Always, Decision, Planne
 from torchadx.memory.stores import STORES, Store
 
 _COPY = Action.parse("copy")
+# the ops by which autocast casts parameters, and by which DataParallel gives its replicas theirs
+_COPIERS = ("tocopy", "broadcast")
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,6 +61,7 @@ class Packer:
     def begin(self) -> None:
         """Start a pass."""
         self.ledger = Ledger()
+        self._kept.restart()
         self._owned = self.watch.owned()
         if isinstance(self._policy, Planner):
             self._released.clear()
@@ -68,6 +71,10 @@ class Packer:
         """Bytes of saved tensors, of every graph alive, in the memory they were saved in."""
         kept = self._kept.now()
         return kept + sum(store.resident_now for store in self.stores.values()) if self.stores else kept
+
+    def peak(self) -> int:
+        """The most bytes that were resident since the running pass, or the last one, began."""
+        return max(self.ledger.peak_bytes, self._kept.peak())
 
     def pack(self, tensor: Tensor) -> Kept | Shown:
         """Return what the graph is to hold of a tensor."""
@@ -80,15 +87,17 @@ class Packer:
                 return self._keep_stranger(ledger, tensor, module, storage)
             ledger.tensor_bytes += tensor.nbytes
             identity = storage._cdata
+            nbytes = storage.nbytes()
             entry = ledger.entries.get(identity)
-            if entry is None or entry.nbytes != storage.nbytes():
-                entry = ledger.enter(identity, Entry(storage, self._alias(tensor, identity)))
+            if entry is None or entry.nbytes != nbytes or entry.gone():
+                entry = ledger.enter(identity, Entry(nbytes, self._alias(tensor, identity, module)))
             reason = OWNED.get(entry.alias, self._reason_to_keep_all)
             if reason is not None:
                 return self._keep(ledger, entry, tensor, module, reason)
+            entry.refer(storage)
         return self._manage(_Saved(tensor, storage, entry, ledger, ordinal, module, Region.of(tensor, entry.nbytes)))
 
-    def _alias(self, tensor: Tensor, identity: int) -> Alias | None:
+    def _alias(self, tensor: Tensor, identity: int, module: str | None) -> Alias | None:
         known = self._owned.get(identity)
         if known is not None:
             return known
@@ -98,11 +107,12 @@ class Packer:
         if type(base) is not Tensor and isinstance(base, nn.Parameter):
             return "parameter"
         if base.requires_grad:
-            if base.is_leaf:
+            maker = _producer(base)
+            if maker is None:
                 return "leaf"
-            if _copies_a_parameter(base):
+            if maker in _COPIERS and _copies_a_parameter(base):
                 return "parameter copy"
-        return "input" if self.watch.is_input(identity) else None
+        return "input" if module is not None and self.watch.is_input(identity) else None
 
     # keeping
 
@@ -124,7 +134,8 @@ class Packer:
             held = 0 if entry.alias in OWNED else entry.nbytes
             row.held_bytes += held
             hold = entry.keep(Hold(self._kept, held, row, released))
-            self._note_peak(ledger)
+            if self.stores:
+                self._note_peak(ledger)
         hold.row.tensors += 1
         return Kept(tensor, module, hold)
 
@@ -177,7 +188,7 @@ class Packer:
             if ledger is saved.ledger:
                 planner.released(ordinal)
         flat, _ = saved.region.elements(saved.tensor, saved.storage)
-        decision = planner.choose(self._meta(saved), flat, self.resident())
+        decision = planner.choose(self._meta(saved), flat, self.resident)
         return self._carry_out(saved, decision, functools.partial(self._released.append, (saved.ledger, saved.ordinal)))
 
     def _shared(self, saved: _Saved, action: Action | None) -> Shown | None:
@@ -254,7 +265,8 @@ class Packer:
     def _store(self, name: str) -> Store:
         if name not in self.stores:
             with self.ledger.lock:
-                self.stores.setdefault(name, STORES[name]())
+                window = self._policy.window_bytes if isinstance(self._policy, Planner) else None
+                self.stores.setdefault(name, STORES[name].within(window))
         return self.stores[name]
 
     def _note_peak(self, ledger: Ledger) -> None:
@@ -285,12 +297,10 @@ def _op_name(node: str) -> str:
 
 
 def _copies_a_parameter(tensor: Tensor) -> bool:
-    """Whether this is what autocast made of a parameter, or DataParallel's replica of one."""
+    """Whether what one of the copiers made is a copy of a parameter."""
     node = tensor.grad_fn
-    if node is None or not node.name().startswith("ToCopyBackward"):
-        return node is not None and node.name() == "BroadcastBackward"
-    source = node.next_functions[0][0]
-    return isinstance(getattr(source, "variable", None), nn.Parameter)
+    sources = () if node is None else node.next_functions
+    return any(isinstance(getattr(source, "variable", None), nn.Parameter) for source, _ in sources)
 
 
 def _encode(action: Action, flat: Tensor, alias: Alias | None) -> Encoded | Declined:

@@ -18,13 +18,11 @@ def memory_of(tensor: Tensor) -> torch.UntypedStorage | str:
         return f"a tensor subclass ({type(tensor).__name__})"
     if tensor.is_nested:
         return "a nested tensor"
-    if tensor.layout is not torch.strided:
-        return f"its layout is {tensor.layout}"
-    if tensor.is_meta:
-        return "a meta tensor"
     try:
         return tensor.untyped_storage()
     except NotImplementedError:
+        if tensor.layout is not torch.strided:
+            return f"its layout is {tensor.layout}"
         return "a tensor inside of a transform of torch.func, without memory of its own"
 
 

@@ -134,36 +134,27 @@ class Budget(Planner):
             self._stores = stores
             self._entering = True
 
-    def choose(self, meta: TensorMeta, flat: Tensor, resident: int | Callable[[], int]) -> Decision:
+    def choose(self, meta: TensorMeta, flat: Tensor, resident: Callable[[], int]) -> Decision:
         """Take the planned action, or measure.
 
         Raises:
             BudgetError: The limit would be exceeded whatever is done with the tensor.
         """
-        held = resident if callable(resident) else self._following(resident)
         with self._lock:
             self._tick += 1
             signature = Signature.of(meta)
-            before = held()
+            before = resident()
             current = self._enter_round(signature, before)
             current.note(before)
             place = self._place(current, signature)
             if place is None:
-                trial, trials, reason = self._measured(meta, flat, held)
+                trial, trials, reason = self._measured(meta, flat, resident)
                 promised = trial.nbytes
             else:
-                trial, trials, reason = self._planned(current, place, meta, flat, held)
+                trial, trials, reason = self._planned(current, place, meta, flat, resident)
                 promised = with_margin(trial, trial.nbytes)
             current.add(meta.ordinal, Seen(signature, trials, promised, self._tick), before, moved=trial.transit > 0)
             return Decision(trial.action, reason)
-
-    def _following(self, resident: int) -> Callable[[], int]:
-        """Return what is held, from a number of a moment ago and what the stores say."""
-        kept = resident - self._in_stores()
-        return lambda: kept + self._in_stores()
-
-    def _in_stores(self) -> int:
-        return sum(store.resident_now for store in self._stores.values())
 
     def released(self, ordinal: int) -> None:
         """Note that a tensor is alive no longer."""

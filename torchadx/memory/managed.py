@@ -27,14 +27,13 @@ class Managed:
         with self.activation_manager:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[type], dict[str, Any]]:
-        """Copy and pickle as the module's own class, to be managed again where it comes back."""
-        return _bare, (_plain(type(self)),), self.__dict__
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state of the module that this one is a copy of."""
-        super().__setstate__(state)  # type: ignore[misc]
-        self.activation_manager.adopt(self)  # type: ignore[arg-type]
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle as the module's own class would, to be managed again where it comes back."""
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        make, arguments, *state = reduced
+        mine, own = type(self), _own(type(self))
+        plain = tuple(own if argument is mine else argument for argument in (make, *arguments))
+        return _managed_again, (self.activation_manager, *plain), *state
 
 
 def managed(
@@ -52,7 +51,8 @@ def managed(
     ``torch.nn.DataParallel``. A managed module carries its manager along. As ``fully_shard`` does, this gives the
     module a subclass of its own class, so that the names of its parameters, its ``state_dict`` and ``isinstance`` stay
     as they are. Modules are managed after they are compiled: ``managed(torch.compile(module), ...)``. In a model
-    that is compiled as a whole, a managed module breaks the graph and runs uncompiled.
+    that is compiled as a whole, a managed module breaks the graph and runs uncompiled. Strict ``torch.export`` refuses
+    it: export before.
 
     Args:
         module: Changed in place. One that is managed already is managed anew.
@@ -95,11 +95,14 @@ def _subclass(own: type) -> type:
     return _subclasses[own]
 
 
-def _plain(subclass: type) -> type:
+def _own(subclass: type) -> type:
     return next(own for own, made in _subclasses.items() if made is subclass)
 
 
-def _bare(own: type) -> Any:
-    """Make a managed module without state."""
-    subclass: Any = _subclass(own)
-    return subclass.__new__(subclass)
+def _managed_again(manager: ActivationManager, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a copy of a managed module, as far as its class makes it without the state that follows."""
+    module = make(*arguments)
+    module.__class__ = _subclass(type(module))
+    module.__dict__["activation_manager"] = manager
+    manager.adopt(module)
+    return module

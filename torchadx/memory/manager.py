@@ -121,7 +121,7 @@ class ActivationManager:
         """Say what was saved since the manager was last entered (anew, not within itself), and what became of it."""
         ledger = self._packer.ledger
         with ledger.lock:
-            return summarize(ledger, self._packer.resident(), self._packer.stores)
+            return summarize(ledger, self._packer.resident(), self._packer.peak(), self._packer.stores)
 
     def flush(self) -> None:
         """Wait until all copies and removals under way are done."""
@@ -143,6 +143,8 @@ class ActivationManager:
             try:
                 stack.enter_context(saved_tensors_hooks(*self._hooks()))
             except RuntimeError as error:
+                if not _blames_transforms(error):
+                    raise
                 raise RuntimeError(f"a manager was entered inside a transform of torch.func. {_TRANSFORMS}") from error
             with self._lock:
                 if self._entered == 0:
@@ -184,7 +186,7 @@ class ActivationManager:
         """
         _, stack = _thread.entered.pop()
         stack.close()
-        if isinstance(error, RuntimeError) and "saved tensor hooks" in str(error) and "torch.func" in str(error):
+        if error is not None and _blames_transforms(error):
             raise RuntimeError(f"a transform of torch.func was entered inside a manager. {_TRANSFORMS}") from error
 
     def __reduce__(self) -> tuple[Callable[..., "ActivationManager"], tuple[Any, ...]]:
@@ -193,6 +195,12 @@ class ActivationManager:
 
     def __repr__(self) -> str:
         return f"ActivationManager({self._policy}, min_bytes={self._min_bytes})"
+
+
+def _blames_transforms(error: BaseException) -> bool:
+    """Whether this is how torch.func says that it does not work with hooks."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "saved tensor hooks" in text and "torch.func" in text
 
 
 def _unpack(packed: Kept | Shown) -> torch.Tensor:

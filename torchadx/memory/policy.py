@@ -116,18 +116,23 @@ class Policy(abc.ABC):
 class Planner(abc.ABC):
     """A policy that learns from the tensors it sees, one pass (outermost entry of a manager) after another."""
 
+    @property
+    @abc.abstractmethod
+    def window_bytes(self) -> int:
+        """The most bytes that stores which are made for it may have under way."""
+
     @abc.abstractmethod
     def begin(self, stores: Mapping[str, Store]) -> None:
         """Start a pass: ordinals begin at 0 again."""
 
     @abc.abstractmethod
-    def choose(self, meta: TensorMeta, flat: Tensor, resident: int) -> Decision:
+    def choose(self, meta: TensorMeta, flat: Tensor, resident: Callable[[], int]) -> Decision:
         """Say what to do with a tensor.
 
         Args:
             meta: Its description.
             flat: The elements that would be encoded, ``(n,)``, detached. To be read only, and not held.
-            resident: Bytes that the manager holds in memory now, this tensor not counted.
+            resident: Returns the bytes that the manager holds in memory now, this tensor not counted.
         """
 
     @abc.abstractmethod

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -203,6 +203,16 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} {_UNITS[-1]}"
 
 
+def module_name(module: str | None) -> str:
+    """Write a module's name for people."""
+    return "-" if module is None else module or "(model)"
+
+
+def tensor_name(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """Write a tensor's type and sizes for people: ``"float32[2, 3]"``."""
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}]"
+
+
 def _table(rows: Iterable[ReportRow]) -> Iterator[str]:
     """Lay rows out in columns; those that differ in numbers only are summed."""
     groups: dict[tuple[Any, ...], list[ReportRow]] = collections.defaultdict(list)
@@ -212,9 +222,9 @@ def _table(rows: Iterable[ReportRow]) -> Iterator[str]:
     for (module, op, shape, dtype, alias, action, reason), alike in groups.items():
         lines.append(
             (
-                {None: "-", "": "(model)"}.get(module, module or ""),
+                module_name(module),
                 op or alias or "-",
-                f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}]",
+                tensor_name(dtype, shape),
                 str(sum(row.storages for row in alike)),
                 size(sum(row.nbytes for row in alike)),
                 size(sum(row.held_bytes for row in alike)),
@@ -222,18 +232,19 @@ def _table(rows: Iterable[ReportRow]) -> Iterator[str]:
                 reason,
             )
         )
-    return _columns(lines)
+    return columns(lines, _NUMBERS)
 
 
-def _columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+def columns(lines: Sequence[Sequence[str]], numbers: Collection[str]) -> Iterator[str]:
+    """Align a table, whose first line names its columns; those named in ``numbers`` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    align = [str.rjust if name in _NUMBERS else str.ljust for name in lines[0]]
+    align = [str.rjust if name in numbers else str.ljust for name in lines[0]]
     for line in lines:
         cells = (to(cell, width) for to, cell, width in zip(align, line, widths, strict=True))
         yield "  ".join(cells).rstrip()
 
 
-def summarize(ledger: "_ledger.Ledger", resident: int, stores: Mapping[str, Store]) -> Report:
+def summarize(ledger: "_ledger.Ledger", resident: int, peak: int, stores: Mapping[str, Store]) -> Report:
     """Freeze a ledger; called under its lock."""
     return Report(
         rows=tuple(map(_freeze, ledger.rows)),
@@ -250,7 +261,7 @@ def summarize(ledger: "_ledger.Ledger", resident: int, stores: Mapping[str, Stor
         owned_bytes=ledger.owned_bytes,
         held_bytes=sum(row.held_bytes for row in ledger.rows),
         resident_bytes=resident,
-        peak_bytes=ledger.peak_bytes,
+        peak_bytes=peak,
         errors=dict(_errors(ledger.rows)),
         notes=tuple(dict.fromkeys(ledger.notes)),
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_streams import Device, SimulatedStreams
 
@@ -129,7 +129,10 @@ ACTIONS = ("owned", "lent", "lent", "aside", "change", "get", "backward", "backw
     window=st.sampled_from([0, 3 * KB, 1 << 20]),
     pool_bytes=st.sampled_from([0, 8 * KB, 1 << 20]),
 )
-@settings(max_examples=200, deadline=None)
+# a buffer that is reused while it is being copied back, and a copy back that does not wait for the one out
+@example(0, [("owned", 0), ("owned", 0), ("get", 0), ("get", 1), ("aside", 0)], 0, 8 * KB)
+@example(62, [(what, 0) for what in ("owned", "lent", "owned", "backward", "owned", "owned")] + [("get", 1)], 3 * KB, 0)
+@settings(max_examples=300, deadline=None)
 def test_kernels_see_what_was_put_whatever_runs_when(seed, steps, window, pool_bytes):
     with pytest.MonkeyPatch.context() as patch:
         device = simulate(patch, Device(seed))

@@ -91,7 +91,16 @@ class Blockwise(Codec):
         return self._decode(codes.view(torch.uint8), scales, encoded.numel, encoded.dtype)
 
     def bound(self, flat: Tensor) -> Tensor:
-        """Bound the error by what rounding to codes may change, and roundings of the arithmetic and the dtype."""
+        """Bound the error, in units of the elements, by three terms.
+
+        1. What rounding to codes changes, in exact arithmetic: :meth:`_rounding`. It is computed for the exact scale,
+           of which the codec's is the rounded-down neighbour: ``scale * (1 - 2**-21) < codec's scale < scale``. So an
+           element is at most ``1 + 2**-21`` times the largest code, which rounds to that code.
+        2. Roundings of the arithmetic in the scales' dtype: two in the element times the reciprocal of the scale, one
+           in the code times the scale (``int2``: six, in thresholds and levels), each by at most ``eps / 2`` of the
+           block's largest element; together less than ``8 * eps`` of it.
+        3. The last rounding, to the elements' dtype: ``eps / 2`` of the decoded number, or half a subnormal step.
+        """
         if not flat.numel():
             return flat.double()
         missing = -flat.numel() % self._block

@@ -57,6 +57,7 @@ class Symmetric(Blockwise):
         restore_special(codes, scale, self.special_codes, out)
 
     def _rounding(self, x: Tensor, tiny: float) -> Tensor:
+        """Bound it by half a step; in blocks whose scale is 0, elements become 0 and lose all of themselves."""
         marked = ~x.isfinite().all(1, keepdim=True)
         size = finite_or(0, x).abs().amax(1, keepdim=True)
         scale = torch.where(marked, size / self.marked_largest, size / self.largest)

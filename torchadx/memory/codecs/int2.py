@@ -54,6 +54,7 @@ class Int2(Blockwise):
         restore_special(codes, step, self._special_codes, out)
 
     def _rounding(self, x: Tensor, tiny: float) -> Tensor:
+        """Bound it by half a step, a sixth of the range; in marked blocks, half of it; where the step is 0, all."""
         finite = x.isfinite()
         low = torch.where(finite, x, torch.inf).amin(1, keepdim=True)
         high = torch.where(finite, x, -torch.inf).amax(1, keepdim=True)

@@ -13,6 +13,8 @@ from torchadx.memory.stores._spool import Spool
 from torchadx.memory.stores._spool_items import SpoolItem
 from torchadx.memory.stores.store import Stored, same_device
 
+_WINDOW = 16 << 20
+
 
 class DiskStore(MeteredStore):
     """Writes tensors to files, in the background, and reads them back shortly before backward needs them.
@@ -51,7 +53,7 @@ class DiskStore(MeteredStore):
         *,
         directory: str | os.PathLike[str] | None = None,
         capacity_bytes: int | None = None,
-        window_bytes: int = 16 << 20,
+        window_bytes: int = _WINDOW,
         threads: int = 2,
     ) -> None:
         """Make a store that is not yet open: no directory, no threads."""
@@ -65,6 +67,11 @@ class DiskStore(MeteredStore):
         self._window, self._threads = window_bytes, threads
         self._opening = threading.Lock()
         self._spool: Spool | None = None
+
+    @classmethod
+    def within(cls, window_bytes: int | None) -> "DiskStore":
+        """Make one with the usual settings, and at most so many bytes under way."""
+        return cls() if window_bytes is None else cls(window_bytes=min(window_bytes, _WINDOW))
 
     @property
     def directory(self) -> str | None:

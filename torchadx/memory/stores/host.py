@@ -11,6 +11,8 @@ from torchadx.memory.stores._meter import InMemory, Meter, MeteredStore, owned
 from torchadx.memory.stores._pool import SlabPool
 from torchadx.memory.stores.store import Stored, same_device
 
+_WINDOW = 256 << 20
+
 
 class HostStore(MeteredStore):
     """Keeps tensors in host memory.
@@ -44,7 +46,7 @@ class HostStore(MeteredStore):
         *,
         pool_bytes: int = 4 << 30,
         slab_bytes: int = 64 << 20,
-        window_bytes: int = 256 << 20,
+        window_bytes: int = _WINDOW,
         pin: bool = True,
     ) -> None:
         """Make a store without any pinned memory yet."""
@@ -57,6 +59,11 @@ class HostStore(MeteredStore):
         self._opening = threading.Lock()
         self._pool = self._new_pool()
         self._copies: dict[torch.device, Copies] = {}
+
+    @classmethod
+    def within(cls, window_bytes: int | None) -> "HostStore":
+        """Make one with the usual settings, and at most so many bytes under way."""
+        return cls() if window_bytes is None else cls(window_bytes=min(window_bytes, _WINDOW))
 
     @property
     def pinned_bytes(self) -> int:

@@ -41,6 +41,11 @@ class Store(abc.ABC):
 
     name: str
 
+    @classmethod
+    def within(cls, window_bytes: int | None) -> "Store":
+        """Make one with the usual settings, but for at most so many bytes under way, where it copies beside others."""
+        return cls()
+
     @property
     @abc.abstractmethod
     def bytes_now(self) -> int:
