@@ -1,6 +1,7 @@
 """The memory benchmark counts what is there, checks gradients first, and judges by its targets. No time is asserted."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -59,7 +60,7 @@ def test_command_writes_tables_and_json(tmp_path):
     ("arguments", "complaint"),
     [
         (["--size", "6x256x512"], "expected LxWxSxB"),
-        (["--sections", "time"], "expected some of steps,loss,overhead,growth"),
+        (["--sections", "time"], "expected some of overhead,growth,steps,loss"),
         (["--without", "plain"], "expected some of checkpoint,save_on_cpu"),
         (["--steps", "0"], "expected a whole number above 0"),
     ],
@@ -131,6 +132,18 @@ def test_everyone_trains_on_the_same_batches():
     assert contest.steps_until(3) == 2
     plain, keep = (training.model.state_dict() for training in contest.trainings.values())
     assert all(torch.equal(plain[name], keep[name]) for name in plain)
+
+
+def test_nothing_is_left_of_a_contest():
+    def tensors():
+        gc.collect()
+        return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+    before = tensors()
+    contest = memory.Contest(TINY, CPU, NAMES, None, begin=lambda _: None)
+    contest.train(1, begin=lambda _: None)
+    contest.drop(list(contest.trainings))
+    assert tensors() <= before
 
 
 def test_held_out_text_is_never_trained_on(monkeypatch):

@@ -193,7 +193,7 @@ def saved_bytes(
     def pack(tensor: Tensor) -> Tensor:
         storage = instead(tensor).untyped_storage()
         held[storage.data_ptr()] = storage  # kept alive, so that its address is not handed out twice
-        return tensor
+        return tensor.detach()  # the tensor itself may hold the graph that is to hold it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()

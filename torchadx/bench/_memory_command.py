@@ -22,7 +22,8 @@ from torchadx.bench._memory_results import Growth, Loss, Overhead, Steps
 
 HELP = "what autograd saves: bytes held, gradients, time a step"
 
-SECTIONS = ("steps", "loss", "overhead", "growth")
+#: the small ones first, in a process that has done nothing else yet
+SECTIONS = ("overhead", "growth", "steps", "loss")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, device: torch.device, console: Console) -> dict[str, Any]:
     """Measure and print every section that the options ask for; return all of it, fit for JSON."""
-    steps, loss = _train(options, device, console)
     overhead = _measure_overhead(options, device, console) if "overhead" in options.sections else None
     growth = _measure_growth(options, device, console) if "growth" in options.sections else []
+    steps, loss = _train(options, device, console)
     # the targets are stated for one kind of device
     verdicts = _memory_targets.judge(steps, loss, overhead, growth) if device.type == "cpu" else []
     if verdicts:

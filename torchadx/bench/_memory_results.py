@@ -32,8 +32,8 @@ class Row:
         saved: Bytes held for backward, wherever that is, parameters not counted: the most of all steps.
         peak: The most bytes of that in the memory of the device at once.
         timing: Quartiles of seconds a step.
-        codec_share: Of the time of its steps, the part spent in codecs; ``None`` without a manager.
-        store_share: The part spent in stores, waiting included; ``None`` without a manager.
+        codec_share: Of the time of a step, the part spent in codecs, median; ``None`` without a manager.
+        store_share: The part spent in stores, waiting included, median; ``None`` without a manager.
         loss: On text held out, after the last step, in nats a character.
     """
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import statistics
 from collections.abc import Callable, Collection, Iterator
 
 import torch
@@ -107,16 +108,17 @@ class Contest:
 
     def _rows(self) -> Iterator[Row]:
         for name, training in self.trainings.items():
-            total = sum(step.seconds for step in training.steps)
             managed = training.manager is not None
+            codecs = statistics.median(step.codecs / step.seconds for step in training.steps)
+            stores = statistics.median(step.stores / step.seconds for step in training.steps)
             yield Row(
                 name,
                 self.checks[name],
                 training.saved,
                 training.peak,
                 summarize([step.seconds for step in training.steps]),
-                sum(step.codecs for step in training.steps) / total if managed else None,
-                sum(step.stores for step in training.steps) / total if managed else None,
+                codecs if managed else None,
+                stores if managed else None,
                 training.held_out_loss(),
             )
 

@@ -114,10 +114,12 @@ class Hold:
 
     def __init__(self, account: Account, nbytes: int, row: Row, released: Released | None) -> None:
         self._account, self._nbytes, self._released, self.row = account, nbytes, released, row
-        account.hold(nbytes)
+        if nbytes:
+            account.hold(nbytes)
 
     def __del__(self) -> None:
-        self._account.release(self._nbytes)
+        if self._nbytes:
+            self._account.release(self._nbytes)
         if self._released is not None:
             self._released()
 
@@ -133,13 +135,12 @@ class _Sighting(NamedTuple):
 
 
 class Entry:
-    """A storage seen in this pass."""
+    """A storage seen in this pass: its size, whose it is, and what made the tensor that showed it first."""
 
-    __slots__ = ("_hold", "_reference", "_sightings", "alias", "nbytes")
+    __slots__ = ("_hold", "_reference", "_sightings", "alias", "nbytes", "op")
 
-    def __init__(self, nbytes: int, alias: Alias | None) -> None:
-        self.nbytes = nbytes
-        self.alias = alias
+    def __init__(self, nbytes: int, alias: Alias | None, op: str | None) -> None:
+        self.nbytes, self.alias, self.op = nbytes, alias, op
         self._hold: weakref.ref[Hold] | None = None
         self._reference: StorageWeakRef | None = None
         self._sightings: list[_Sighting] = []

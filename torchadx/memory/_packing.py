@@ -90,27 +90,30 @@ class Packer:
             nbytes = storage.nbytes()
             entry = ledger.entries.get(identity)
             if entry is None or entry.nbytes != nbytes or entry.gone():
-                entry = ledger.enter(identity, Entry(nbytes, self._alias(tensor, identity, module)))
+                op = _producer(tensor)
+                entry = ledger.enter(identity, Entry(nbytes, self._alias(tensor, identity, module, op), op))
             reason = OWNED.get(entry.alias, self._reason_to_keep_all)
             if reason is not None:
                 return self._keep(ledger, entry, tensor, module, reason)
             entry.refer(storage)
         return self._manage(_Saved(tensor, storage, entry, ledger, ordinal, module, Region.of(tensor, entry.nbytes)))
 
-    def _alias(self, tensor: Tensor, identity: int, module: str | None) -> Alias | None:
-        known = self._owned.get(identity)
-        if known is not None:
-            return known
+    def _alias(self, tensor: Tensor, identity: int, module: str | None, op: str | None) -> Alias | None:
+        if identity in self._owned:
+            return self._owned[identity]
         # linear saves a view of its weight: whose memory that is, the base tells
-        base = tensor if tensor._base is None else tensor._base
+        base = tensor._base
+        if base is None:
+            base = tensor
+        else:
+            op = _producer(base)
         # the exact type first: asking whether something is a Parameter is slow
         if type(base) is not Tensor and isinstance(base, nn.Parameter):
             return "parameter"
         if base.requires_grad:
-            maker = _producer(base)
-            if maker is None:
+            if op is None:
                 return "leaf"
-            if maker in _COPIERS and _copies_a_parameter(base):
+            if op in _COPIERS and _copies_a_parameter(base):
                 return "parameter copy"
         return "input" if module is not None and self.watch.is_input(identity) else None
 
@@ -128,15 +131,18 @@ class Packer:
         """Keep a tensor by reference; called under the ledger's lock."""
         hold = entry.held()
         if hold is None:
-            row = ledger.row(tensor, module, _producer(tensor), entry.alias, "keep", reason)
+            nbytes, alias = entry.nbytes, entry.alias
+            row = ledger.row(tensor, module, entry.op, alias, "keep", reason)
             row.storages += 1
-            row.nbytes += entry.nbytes
-            held = 0 if entry.alias in OWNED else entry.nbytes
+            row.nbytes += nbytes
+            held = 0 if alias in OWNED else nbytes
             row.held_bytes += held
             hold = entry.keep(Hold(self._kept, held, row, released))
             if self.stores:
                 self._note_peak(ledger)
-        hold.row.tensors += 1
+        else:
+            row = hold.row
+        row.tensors += 1
         return Kept(tensor, module, hold)
 
     def _leave(self, saved: _Saved, reason: str, released: Released | None = None) -> Kept:

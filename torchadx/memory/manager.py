@@ -1,6 +1,7 @@
 """The activation manager: what autograd saves inside it is encoded and moved as its policy says, and accounted for."""
 
 import contextlib
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -203,8 +204,7 @@ def _blames_transforms(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "saved tensor hooks" in text and "torch.func" in text
 
 
-def _unpack(packed: Kept | Shown) -> torch.Tensor:
-    return packed.unpack()
+_unpack = operator.methodcaller("unpack")
 
 
 def _like(policy: Policy | Planner, min_bytes: int, measure_error: bool) -> ActivationManager:

@@ -104,7 +104,7 @@ class Spool:
 
     def _write(self, item: SpoolItem) -> None:
         with self._changed:
-            if item.load is None or not item.waiting:
+            if item.load is None:
                 return
             parts = item.load.parts
             item.waiting = False
