@@ -56,11 +56,18 @@ class Reader:
     The piece that was decoded last, in any thread, keeps what it decoded for those who share it.
     """
 
-    __slots__ = ("_last", "note_peak")
+    __slots__ = ("_last", "_note_peak")
 
     def __init__(self, note_peak: Callable[[Ledger], None]) -> None:
-        self.note_peak = note_peak
+        # weakly, so that a manager that nobody uses is freed at once, hooks and all, whatever its graphs do
+        self._note_peak = weakref.WeakMethod(note_peak)
         self._last: weakref.ref[Piece] | None = None
+
+    def note_peak(self, ledger: Ledger) -> None:
+        """Look at what is resident now, if the manager still is."""
+        note_peak = self._note_peak()
+        if note_peak is not None:
+            note_peak(ledger)
 
     def replace(self, piece: "Piece") -> None:
         """Let the piece before drop what it decoded."""

@@ -113,7 +113,8 @@ class View:
             # negating a strided view would make it contiguous
             flat = flat.neg()
         if region.gathered is None:
-            tensor = flat.as_strided(self.size, self.stride, self.offset - region.start)
+            offset = int(flat.storage_offset()) + self.offset - region.start
+            tensor = flat.as_strided(self.size, self.stride, offset)
         else:
             sizes, strides = region.gathered
             spread = torch.empty_strided(sizes, strides, dtype=flat.dtype, device=flat.device)

@@ -62,11 +62,7 @@ class Files:
         try:
             self.directory = tempfile.mkdtemp(prefix=f"torchadx-{os.getpid()}-", dir=place)
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"DiskStore cannot make a directory in {place!r}: {error.strerror}. Name an existing, writable one: "
-                "DiskStore(directory=...)",
-            ) from error
+            raise _unwritable("a directory", place, error) from error
 
     def make(self, nbytes: int) -> str:
         """Make a file of ``nbytes`` bytes, which the disk keeps free for it from now on, and return its path.
@@ -89,18 +85,27 @@ class Files:
         return path
 
     def _reserve(self, path: str, nbytes: int) -> None:
-        with open(path, "xb", buffering=0) as file:
-            try:
-                if not _allocated(file, nbytes):
-                    free = shutil.disk_usage(self.directory).free - self._spare
-                    if free < nbytes:
-                        raise OSError(errno.ENOSPC, f"{self._spare} bytes are left to others")
-            except OSError as error:
-                os.unlink(path)
-                if error.errno not in _FULL:
+        try:
+            with open(path, "xb", buffering=0) as file:
+                try:
+                    self._set_aside(file, nbytes)
+                except BaseException:
+                    os.unlink(path)
                     raise
-                free = shutil.disk_usage(self.directory).free
-                raise self._full(nbytes, free, error.strerror or "full") from error
+        except DiskFullError:
+            raise
+        except OSError as error:
+            raise _unwritable("a file", self.directory, error) from error
+
+    def _set_aside(self, file: FileIO, nbytes: int) -> None:
+        try:
+            if not _allocated(file, nbytes) and shutil.disk_usage(self.directory).free - self._spare < nbytes:
+                raise OSError(errno.ENOSPC, f"{self._spare} bytes are left to others")
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            free = shutil.disk_usage(self.directory).free
+            raise self._full(nbytes, free, error.strerror or "full") from error
 
     def _full(self, nbytes: int, free: int, reason: str) -> DiskFullError:
         return DiskFullError(
@@ -148,6 +153,14 @@ def remove_directory(directory: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry)
         os.rmdir(directory)
+
+
+def _unwritable(what: str, place: str, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"DiskStore cannot make {what} in {place!r}: {error.strerror}. Name an existing, writable directory: "
+        "DiskStore(directory=...)",
+    )
 
 
 def _allocated(file: FileIO, nbytes: int) -> bool:
