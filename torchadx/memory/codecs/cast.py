@@ -24,8 +24,8 @@ class Cast(Codec):
 
     def encode(self, flat: Tensor) -> Encoded | Declined:
         """Round to nearest, ties to even."""
-        short = torch.finfo(self._dtype)
-        n, limit = flat.numel(), short.max
+        info = torch.finfo(self._dtype)
+        n, limit = flat.numel(), info.max
         short = torch.empty(n, dtype=self._dtype, device=flat.device)
         chunk = chunk_numel(flat, flat.dtype)
         scratch = torch.empty(min(n, chunk), dtype=flat.dtype, device=flat.device)
