@@ -13,6 +13,7 @@ import contextlib
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -85,7 +86,10 @@ class Trained(NamedTuple):
 
 
 def train(
-    models: dict[str, nn.Module], contexts: dict[str, contextlib.AbstractContextManager[Any]], text: Text, steps: int
+    models: Mapping[str, nn.Module],
+    contexts: Mapping[str, contextlib.AbstractContextManager[Any]],
+    text: Text,
+    steps: int,
 ) -> dict[str, Trained]:
     """Train the models in turns on the same batches, each forward in its context."""
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3) for name, model in models.items()}
