@@ -1,5 +1,11 @@
 """Shared fixtures: a poisoned allocator, and no tuning unless a test asks for it."""
 
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,3 +38,24 @@ def poisoned_empty():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def passed_when_interpreted():
+    """Run test files in a process of their own, where Triton's interpreter is on; count the tests that passed."""
+
+    def run(*files):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *files],
+            cwd=pathlib.Path(__file__).parents[1],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+        )
+        tail = (done.stdout + done.stderr)[-8000:]
+        assert done.returncode == 0, tail
+        passed = re.search(r"(\d+) passed", done.stdout)
+        assert passed is not None, tail
+        return int(passed[1])
+
+    return run

@@ -1,6 +1,5 @@
 """What one pass saved: each storage once, each stretch of one encoded once, and a row of the report for each."""
 
-import collections
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef
 
+from torchadx.memory._account import Account
 from torchadx.memory._storage import Region
 from torchadx.memory.policy import Action, Alias
 
@@ -29,9 +29,6 @@ OWNED: dict[Alias | None, str] = {
     "buffer": "a buffer: its module holds it",
     "leaf": "a leaf that requires grad: its owner holds it",
 }
-
-# changes of an account that wait to be summed
-_MOST_CHANGES = 4096
 
 
 class Row:
@@ -62,49 +59,6 @@ class Row:
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self.module, self.op, self.alias, self.action, self.reason = module, op, alias, action, reason
-
-
-class Account:
-    """Bytes that are held, and the most that ever were.
-
-    Finalizers release them, in any thread and at any moment, so that takes no lock: changes are noted in their order,
-    and summed when someone asks.
-    """
-
-    __slots__ = ("_changes", "_held", "_lock", "_peak")
-
-    def __init__(self) -> None:
-        self._held = self._peak = 0
-        self._changes: collections.deque[int] = collections.deque()
-        self._lock = threading.Lock()
-
-    def hold(self, nbytes: int) -> None:
-        """Count bytes in."""
-        self._changes.append(nbytes)
-        if len(self._changes) >= _MOST_CHANGES:
-            self.now()
-
-    def release(self, nbytes: int) -> None:
-        """Count bytes out."""
-        self._changes.append(-nbytes)
-
-    def now(self) -> int:
-        """Return the bytes held."""
-        with self._lock:
-            while self._changes:
-                self._held += self._changes.popleft()
-                if self._held > self._peak:
-                    self._peak = self._held
-            return self._held
-
-    def peak(self) -> int:
-        """Return the most bytes held since :meth:`restart`."""
-        self.now()
-        return self._peak
-
-    def restart(self) -> None:
-        """Begin a new peak."""
-        self._peak = self.now()
 
 
 class Hold:

@@ -107,7 +107,7 @@ class Watch:
         self._models.discard(model)
         # those of models that are gone, too
         over = [pair for pair in self._handles if pair[0]() in (model, None)]
-        self._handles[:] = [pair for pair in self._handles if pair not in over]
+        self._handles[:] = [pair for pair in self._handles if pair[0]() not in (model, None)]
         _take_off(over)
 
     def module(self) -> str | None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torchadx import dispatch
-from torchadx.memory._ledger import OWNED, Account, Entry, Hold, Ledger, Released, Row
+from torchadx.memory import _encoding
+from torchadx.memory._account import Account
+from torchadx.memory._ledger import OWNED, Entry, Hold, Ledger, Released, Row
 from torchadx.memory._modules import Watch
 from torchadx.memory._packed import Kept, Piece, Reader, Shown
 from torchadx.memory._storage import Region, View, has_memory, memory_of
@@ -34,6 +36,11 @@ class _Saved:
     ordinal: int
     module: str | None
     region: Region
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements that stand for it."""
+        return self.region.numel * self.tensor.element_size()
 
 
 class Packer:
@@ -175,11 +182,10 @@ class Packer:
 
     def _too_small(self, saved: _Saved) -> Decision | None:
         """Decide, in place of the policy, about a tensor of less than ``min_bytes``."""
-        nbytes = saved.region.numel * saved.tensor.element_size()
-        if nbytes >= self._min_bytes:
+        if saved.nbytes >= self._min_bytes:
             return None
         reason = f"smaller than min_bytes={self._min_bytes}"
-        if saved.entry.nbytes < max(2 * nbytes, self._min_bytes):
+        if saved.entry.nbytes < max(2 * saved.nbytes, self._min_bytes):
             return Decision(KEEP, reason)
         return Decision(
             _COPY, f"{reason}; copied, because keeping it would hold a storage of {saved.entry.nbytes} bytes"
@@ -224,7 +230,7 @@ class Packer:
             reason = f"{reason}; {encoded.reason}"
             encoded = Encoded((flat,), flat.numel(), flat.dtype)
         lent = borrowed and done.codec is None
-        if lent and (done.keeps or (done.store == "host" and not dispatch.on_accelerator(flat))):
+        if lent and _encoding.stays(done, flat):
             return self._leave(saved, reason if done.keeps else f"{reason}; it is in host memory already", released)
         start = time.perf_counter()
         stored = self._store(done.store).put(encoded.parts, saved.tensor.detach() if lent else None)
@@ -247,7 +253,7 @@ class Packer:
             row = saved.ledger.row(saved.tensor, saved.module, _producer(saved.tensor), alias, str(done), reason)
             row.storages += 1
             row.tensors += 1
-            row.nbytes += saved.region.numel * saved.tensor.element_size()
+            row.nbytes += saved.nbytes
             row.held_bytes += encoded.nbytes
             row.encode_seconds += encode_seconds
             row.copy_seconds += copy_seconds
@@ -260,7 +266,7 @@ class Packer:
             dtype=tensor.dtype,
             stride=tensor.stride(),
             device=tensor.device,
-            nbytes=saved.region.numel * tensor.element_size(),
+            nbytes=saved.nbytes,
             storage=saved.storage._cdata,
             alias=saved.entry.alias,
             module=saved.module,
@@ -314,27 +320,22 @@ def _encode(action: Action, flat: Tensor, alias: Alias | None) -> Encoded | Decl
     codec = action.codec
     if codec is None:
         return Encoded((flat,), flat.numel(), flat.dtype)
-    if not codec.accepts(flat.dtype):
-        return Declined(f"{codec.name} does not take {flat.dtype}")
-    if alias == "parameter copy" and not codec.lossless:
-        return Declined(f"{codec.name} is lossy, and this is a copy of a parameter")
-    if codec.on_host and dispatch.on_accelerator(flat):
-        if action.store == "device":
-            raise ValueError(
-                f"{codec.name} works in host memory, and got a tensor on {flat.device}; write '{codec.name}@host' or "
-                f"'{codec.name}@disk'"
-            )
-        flat = flat.cpu()
-    encoded = codec.encode(flat)
+    refusal = _encoding.refusal(codec, flat.dtype, alias)
+    if refusal is not None:
+        return Declined(f"{codec.name} {refusal}")
+    if codec.on_host and action.store == "device" and dispatch.on_accelerator(flat):
+        raise ValueError(
+            f"{codec.name} works in host memory, and got a tensor on {flat.device}; write '{codec.name}@host' or "
+            f"'{codec.name}@disk'"
+        )
+    encoded = _encoding.encode(codec, flat)
     return Declined(f"{codec.name} declined: {encoded.reason}") if isinstance(encoded, Declined) else encoded
 
 
 def _measure_error(row: Row, action: Action, encoded: Encoded, flat: Tensor) -> None:
     assert action.codec is not None
     with torch.no_grad():
-        decoded = action.codec.decode(encoded).double()
-        exact = flat.to(decoded.device).double()
-        finite = exact.isfinite()
-        row.measured = True
-        row.squared_error += torch.where(finite, decoded - exact, 0).square().sum().item()
-        row.squared_norm += torch.where(finite, exact, 0).square().sum().item()
+        squared_error, squared_norm = _encoding.squares(flat, action.codec.decode(encoded).to(flat.device))
+    row.measured = True
+    row.squared_error += squared_error
+    row.squared_norm += squared_norm

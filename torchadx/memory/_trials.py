@@ -1,7 +1,6 @@
 """What each action would do to one tensor: tried once, timed, and its error measured."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -10,14 +9,13 @@ import torch
 from torch import Tensor
 
 from torchadx import dispatch
+from torchadx.memory import _encoding
 from torchadx.memory.codecs import Codec, Declined, Encoded
 from torchadx.memory.policy import KEEP, Action, TensorMeta
 from torchadx.memory.stores import Store
 
 _Result = TypeVar("_Result")
 
-# errors are summed in float64, so many elements at a time: a large tensor is not to be copied at twice its size
-_CHUNK = 1 << 20
 # the first call of a codec compiles and imports; it is made on so many elements, and not timed
 _WARM_UP = 4096
 
@@ -83,7 +81,7 @@ class Prober:
     ) -> Iterator[Trial]:
         """Encode once, and copy to every store that is wanted."""
         nanoseconds, error = 0, 0.0
-        refusal = self._refusal(codec, meta, flat)
+        refusal = None if codec is None else _encoding.refusal(codec, flat.dtype, meta.alias)
         encoded: Encoded | Declined = Encoded((flat,), flat.numel(), flat.dtype)
         if codec is not None and refusal is None:
             encoded, nanoseconds = self._encode(codec, flat)
@@ -98,7 +96,7 @@ class Prober:
         for action in actions:
             reason = refusal or _misplaced(action, flat)
             held = 0 if isinstance(encoded, Declined) else encoded.nbytes
-            nbytes, transit = (held, 0) if _stays(action, flat) else (0, held)
+            nbytes, transit = (held, 0) if _encoding.stays(action, flat) else (0, held)
             copying = 0
             if reason is None and isinstance(encoded, Encoded):
                 copying = self._copy(action, encoded, flat, stores)
@@ -109,26 +107,17 @@ class Prober:
         if action.codec is None:
             return flat.nbytes
         with torch.no_grad():
-            encoded = _encode(action.codec, flat)
+            encoded = _encoding.encode(action.codec, flat)
         return flat.nbytes if isinstance(encoded, Declined) else encoded.nbytes
-
-    def _refusal(self, codec: Codec | None, meta: TensorMeta, flat: Tensor) -> str | None:
-        if codec is None:
-            return None
-        if not codec.accepts(flat.dtype):
-            return f"does not take {flat.dtype}"
-        if meta.alias == "parameter copy" and not codec.lossless:
-            return "lossy, and this is autocast's copy of a parameter"
-        return None
 
     def _encode(self, codec: Codec, flat: Tensor) -> tuple[Encoded | Declined, int]:
         key = (codec, flat.dtype, flat.device)
         if key not in self._warm:
             self._warm.add(key)
-            start = _encode(codec, flat[:_WARM_UP])
+            start = _encoding.encode(codec, flat[:_WARM_UP])
             if isinstance(start, Encoded):
                 codec.decode(start)
-        return _timed(flat, lambda: _encode(codec, flat))
+        return _timed(flat, lambda: _encoding.encode(codec, flat))
 
     def _copy(self, action: Action, encoded: Encoded, flat: Tensor, stores: Mapping[str, Store]) -> int:
         """Return the nanoseconds for the way into a store and back, nothing else going on meanwhile."""
@@ -148,40 +137,19 @@ class Prober:
         return self._copies[key]
 
 
-def _encode(codec: Codec, flat: Tensor) -> Encoded | Declined:
-    return codec.encode(flat.cpu() if codec.on_host else flat)
-
-
 def _decode(codec: Codec, encoded: Encoded, flat: Tensor) -> tuple[float, int]:
     """Return the relative error of what comes back, and the nanoseconds until it does."""
     decoded, nanoseconds = _timed(flat, lambda: codec.decode(encoded).to(flat.device))
-    return 0.0 if codec.lossless else _relative_error(flat, decoded), nanoseconds
-
-
-def _stays(action: Action, flat: Tensor) -> bool:
-    """Whether what an action makes of a tensor lies in the memory that the tensor is in."""
-    return action.store == "device" or (action.store == "host" and not dispatch.on_accelerator(flat))
+    error = 0.0 if codec.lossless else _encoding.relative_error(*_encoding.squares(flat, decoded))
+    return error, nanoseconds
 
 
 def _misplaced(action: Action, flat: Tensor) -> str | None:
     if action.codec is None:
-        return "the tensor is in host memory already" if _stays(action, flat) else None
+        return "the tensor is in host memory already" if _encoding.stays(action, flat) else None
     if action.codec.on_host and action.store == "device" and dispatch.on_accelerator(flat):
         return f"works in host memory only: write '{action}@host'"
     return None
-
-
-def _relative_error(exact: Tensor, decoded: Tensor) -> float:
-    squared_error = squared_norm = torch.zeros((), dtype=torch.float64, device=exact.device)
-    for x, y in zip(exact.split(_CHUNK), decoded.split(_CHUNK), strict=True):
-        x, y = x.double(), y.double()
-        finite = x.isfinite()
-        squared_error = squared_error + torch.where(finite, y - x, 0).square().sum()
-        squared_norm = squared_norm + torch.where(finite, x, 0).square().sum()
-    error, norm = math.sqrt(squared_error), math.sqrt(squared_norm)
-    if norm == 0:
-        return 0.0 if error == 0 else math.inf
-    return error / norm
 
 
 def _timed(flat: Tensor, run: Callable[[], _Result]) -> tuple[_Result, int]:

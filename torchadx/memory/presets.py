@@ -91,6 +91,5 @@ def fit(
         ValueError: The budget is no number of bytes, or an action is no policy string.
     """
     planner = Budget(budget, max_error=max_error, actions=actions)
-    window = min(planner.window_bytes, 16 << 20)
-    stores = [DiskStore(directory=directory, window_bytes=window)] if directory is not None else []
+    stores = [DiskStore.within(planner.window_bytes, directory=directory)] if directory is not None else []
     return ActivationManager(planner, min_bytes=min_bytes, stores=stores)

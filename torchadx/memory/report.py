@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchadx.memory import _ledger
+from torchadx.memory._encoding import relative_error
 from torchadx.memory.policy import Alias
 from torchadx.memory.stores import Store
 
@@ -270,14 +271,8 @@ def summarize(ledger: "_ledger.Ledger", resident: int, peak: int, stores: Mappin
 def _freeze(row: _ledger.Row) -> ReportRow:
     own = ("shape", "relative_error")
     shared = {name: getattr(row, name) for name in ReportRow.__annotations__ if name not in own}
-    error = _relative(row.squared_error, row.squared_norm) if row.measured else None
+    error = relative_error(row.squared_error, row.squared_norm) if row.measured else None
     return ReportRow(**shared, shape=tuple(row.shape), relative_error=error)
-
-
-def _relative(squared_error: float, squared_norm: float) -> float:
-    if squared_norm == 0:
-        return 0.0 if squared_error == 0 else math.inf
-    return math.sqrt(squared_error / squared_norm)
 
 
 def _errors(rows: Iterable[_ledger.Row]) -> Iterator[tuple[str, float]]:
@@ -287,7 +282,7 @@ def _errors(rows: Iterable[_ledger.Row]) -> Iterator[tuple[str, float]]:
             error, norm = sums.get(row.action, (0.0, 0.0))
             sums[row.action] = error + row.squared_error, norm + row.squared_norm
     for action, (error, norm) in sums.items():
-        yield action, _relative(error, norm)
+        yield action, relative_error(error, norm)
 
 
 def _skipped(rows: Iterable[_ledger.Row]) -> Iterator[Skipped]:

@@ -1,9 +1,5 @@
 """Where blockwise codecs run: ATen and Triton make the same parts, bit for bit, and read each other's."""
 
-import os
-import pathlib
-import re
-import subprocess
 import sys
 
 import pytest
@@ -54,20 +50,9 @@ def test_float64_takes_aten(monkeypatch, device, name):
 
 
 @pytest.mark.skipif(dispatch.interpreting(), reason="this is the process that it starts")
-def test_in_the_interpreter():
+def test_in_the_interpreter(passed_when_interpreted):
     pytest.importorskip("triton", reason="without Triton there is one route only")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", __file__],
-        cwd=pathlib.Path(__file__).parents[3],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    tail = (done.stdout + done.stderr)[-8000:]
-    assert done.returncode == 0, tail
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None, tail
-    assert int(passed[1]) == 3 * len(NAMES), tail
+    assert passed_when_interpreted(__file__) == 3 * len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

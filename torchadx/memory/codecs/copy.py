@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-from torchadx.memory.codecs.codec import Codec, Encoded
+from torchadx.memory.codecs.codec import Encoded, LosslessCodec
 
 
-class Copy(Codec):
+class Copy(LosslessCodec):
     """A snapshot: its source may change in place afterwards, or be freed with the large storage that it is part of."""
 
     name = "copy"
-    lossless = True
 
     def accepts(self, dtype: torch.dtype) -> bool:
         """Any type."""
@@ -23,7 +22,3 @@ class Copy(Codec):
     def decode(self, encoded: Encoded) -> Tensor:
         """Copy again, so that what is given out may be written to."""
         return encoded.parts[0].clone()
-
-    def bound(self, flat: Tensor) -> Tensor:
-        """No error."""
-        return torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)

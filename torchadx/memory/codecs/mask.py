@@ -5,12 +5,12 @@ from torch import Tensor
 
 from torchadx.memory.codecs._bits import WORDS, pack, packed_numel, unpack
 from torchadx.memory.codecs._chunks import chunk_numel, spans
-from torchadx.memory.codecs.codec import Codec, Declined, Encoded
+from torchadx.memory.codecs.codec import Declined, Encoded, LosslessCodec
 
 _NUMBERS = (torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class Mask(Codec):
+class Mask(LosslessCodec):
     """Packs booleans, and numbers that are all 0 or 1, eight to a byte.
 
     Declines numbers other than these, minus zero too. To see whether there are any, a GPU is waited for; booleans need
@@ -18,7 +18,6 @@ class Mask(Codec):
     """
 
     name = "mask"
-    lossless = True
 
     def accepts(self, dtype: torch.dtype) -> bool:
         """Whether it is bool, uint8, float64, float32, float16 or bfloat16."""
@@ -42,10 +41,6 @@ class Mask(Codec):
         for start, stop in spans(n, chunk_numel(flat, dtype)):
             target[start:stop] = unpack(packed[start // 8 : packed_numel(stop, 1)], 1, stop - start)
         return flat
-
-    def bound(self, flat: Tensor) -> Tensor:
-        """No error."""
-        return torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
 
 
 def _ones(flat: Tensor) -> Tensor | None:

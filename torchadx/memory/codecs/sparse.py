@@ -6,17 +6,16 @@ from torch import Tensor
 
 from torchadx.memory.codecs._bits import WORDS, pack, packed_numel, unpack
 from torchadx.memory.codecs._chunks import chunk_numel, spans
-from torchadx.memory.codecs.codec import Codec, Declined, Encoded
+from torchadx.memory.codecs.codec import Declined, Encoded, LosslessCodec
 
 
-class Sparse(Codec):
+class Sparse(LosslessCodec):
     """Leaves out the elements whose bits are all zero (so minus zero stays), and marks where they were.
 
     Declines a tensor that would not shrink. The size depends on the data, so a GPU is waited for.
     """
 
     name = "sparse"
-    lossless = True
 
     def accepts(self, dtype: torch.dtype) -> bool:
         """Whether it is a floating-point or complex type of up to eight bytes an element."""
@@ -55,10 +54,6 @@ class Sparse(Codec):
             torch.index_select(chosen, 0, places, out=words[start:stop])
             taken += count
         return words.view(dtype)
-
-    def bound(self, flat: Tensor) -> Tensor:
-        """No error."""
-        return torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
 
 
 def _places(present: Tensor) -> tuple[Tensor, int]:

@@ -1,19 +1,15 @@
 """What stores count, and the simplest thing that they hand out: tensors in memory."""
 
-import collections
 import threading
 
 from torch import Tensor
 
+from torchadx.memory._account import Account
 from torchadx.memory.stores.store import Store, Stored
 
 
 class Meter:
-    """Bytes held, time waited and reloads of one store. Thread-safe.
-
-    What is held is often counted out by finalizers. They run in any thread and at any moment, and so perhaps in the
-    middle of a method here, in the thread that has the lock: :meth:`release` takes no lock but appends to a deque,
-    which is atomic, and the others do the sum.
+    """Bytes held, time waited and reloads of one store. Thread-safe; finalizers may call :meth:`release`.
 
     Args:
         total: Counts the same bytes, among others.
@@ -21,35 +17,30 @@ class Meter:
 
     def __init__(self, total: "Meter | None" = None) -> None:
         self._total = total
+        self._account = Account()
+        self._lock = threading.Lock()
         self.waited = 0.0
         self.reloads = 0
-        self._lock = threading.Lock()
-        self._held = 0
-        self._peak = 0
-        self._released: collections.deque[int] = collections.deque()
 
     def hold(self, nbytes: int) -> None:
         """Count bytes in."""
-        with self._lock:
-            self._held += nbytes
-            self._peak = max(self._peak, self._settled())
+        self._account.hold(nbytes)
         if self._total is not None:
             self._total.hold(nbytes)
 
     def release(self, nbytes: int) -> None:
         """Count bytes out."""
-        self._released.append(nbytes)
+        self._account.release(nbytes)
         if self._total is not None:
             self._total.release(nbytes)
 
     def now(self) -> int:
         """Return the bytes held."""
-        with self._lock:
-            return self._settled()
+        return self._account.now()
 
     def peak(self) -> int:
         """Return the most bytes that were ever held."""
-        return self._peak
+        return self._account.peak()
 
     def add_wait(self, seconds: float) -> None:
         """Count time that a caller waited."""
@@ -60,11 +51,6 @@ class Meter:
         """Count contents that were brought back again."""
         with self._lock:
             self.reloads += 1
-
-    def _settled(self) -> int:
-        while self._released:
-            self._held -= self._released.popleft()
-        return self._held
 
 
 class MeteredStore(Store):

@@ -69,9 +69,10 @@ class DiskStore(MeteredStore):
         self._spool: Spool | None = None
 
     @classmethod
-    def within(cls, window_bytes: int | None) -> "DiskStore":
+    def within(cls, window_bytes: int | None, *, directory: str | os.PathLike[str] | None = None) -> "DiskStore":
         """Make one with the usual settings, and at most so many bytes under way."""
-        return cls() if window_bytes is None else cls(window_bytes=min(window_bytes, _WINDOW))
+        window = _WINDOW if window_bytes is None else min(window_bytes, _WINDOW)
+        return cls(directory=directory, window_bytes=window)
 
     @property
     def directory(self) -> str | None:
