@@ -132,6 +132,18 @@ def test_long_context(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_which_mode(tmp_path):
+    pictures = {name: tmp_path / f"{name}.png" for name in ("plot", "map")}
+    paths = [argument for name, path in pictures.items() for argument in (f"--{name}", str(path))]
+    printed = run_example("which_mode.py", "--quick", *paths)
+    for name in ("encoder", "decoder", "square", "autoencoder"):
+        assert re.search(rf"^ +{name} +64( +[\d.]+){{3}} +[\d.]+x +(forward|reverse|mixed)", printed, re.MULTILINE)
+    assert float(re.search(r"difference of a Jacobian.*?(\S+e[+-]\d+)", printed)[1]) <= 1e-5
+    assert float(re.search(r"a pixel is off by ([\d.]+)", printed)[1]) < 0.3
+    for path in pictures.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_example_names_the_extra_that_it_needs(script):
     code = """

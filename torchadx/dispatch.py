@@ -176,6 +176,12 @@ def on_accelerator(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def autocasting(tensor: Tensor) -> bool:
     """Whether autocast is on for this tensor's device."""
     device = tensor.device.type

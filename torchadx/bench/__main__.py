@@ -11,13 +11,13 @@ import torch
 from torchadx.bench import _machine
 
 try:
-    from torchadx.bench import _linear_command, _memory_command, _table
+    from torchadx.bench import _jacobian_command, _linear_command, _memory_command, _table
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "rich":
         raise
     sys.exit('torchadx.bench prints its tables with rich, which is not installed: pip install "torchadx[bench]"')
 
-COMMANDS = {"linear": _linear_command, "memory": _memory_command}
+COMMANDS = {"jacobian": _jacobian_command, "linear": _linear_command, "memory": _memory_command}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

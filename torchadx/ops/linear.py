@@ -98,7 +98,7 @@ linear_saving = closure.register(
 )
 
 
-def _backward_formula(gy, gz, x, w, kept, act, needed):
+def backward_formula(gy, gz, x, w, kept, act, needed):
     g = formulas.cotangent_of_z(gy, gz, kept, resolve(act))
     gx, gw, gb = formulas.input_grads(rows(g), rows(x), w, needed)
     if gx is not None:
@@ -123,7 +123,7 @@ linear_backward = closure.register(
     kernel=kernels.backward,
     fake=_backward_fake,
     vmap=lambda info, dims, *args: vmap.backward(linear_backward, info.batch_size, dims, *args),
-    rules=closure.Derivatives(formula=_backward_formula),
+    rules=closure.Derivatives(formula=backward_formula),
     arity=5,
 )
 

@@ -68,7 +68,7 @@ def _products(g, x, w, needed):
     return backward(None, g, x, w, None, "identity", needed)
 
 
-def _dual_formula(x, w, b, tx, tw, tb, act):
+def dual_formula(x, w, b, tx, tw, tb, act):
     row = resolve(act)
     y, z = linear_saving(x, w, b, act)
     tz = formulas.tangent_of_z(rows(x), w, formulas.tangent_rows(tx, x.dim()), tw, tb)
@@ -84,7 +84,7 @@ linear_dual = closure.register(
     kernel=lambda *args: kernels.dual(*args, save=True),
     fake=_dual_fake,
     vmap=lambda info, dims, *args: vmap.dual(linear_dual, info.batch_size, dims, *args),
-    rules=closure.Derivatives(save=_dual_save, vjp=_dual_vjp, formula=_dual_formula),
+    rules=closure.Derivatives(save=_dual_save, vjp=_dual_vjp, formula=dual_formula),
     arity=6,
     autocast=True,
 )

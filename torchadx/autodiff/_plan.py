@@ -1,0 +1,467 @@
+"""A plan: how one Jacobian is computed, why so, and the means to do it."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchadx.autodiff import _explain, _planner
+from torchadx.autodiff._chain import Chain, blocked, chain
+from torchadx.autodiff._errors import DerivativeError
+from torchadx.autodiff._problem import Problem, check_independent
+from torchadx.autodiff._program import Program
+from torchadx.autodiff._progress import bar
+from torchadx.autodiff._pure import Pure, largest_chunk
+from torchadx.autodiff._rates import Rates, rates
+from torchadx.autodiff._record import UntraceableError, record, replay
+from torchadx.autodiff._run import Runner
+from torchadx.autodiff._watch import differentiating
+from torchadx.autodiff.operators import FactoredOperator
+from torchadx.ops import outside_transforms
+
+RANDOM = (
+    "f draws random numbers (dropout in train mode, noise), so that its derivative is one of a draw: call .eval() on the "
+    'module, draw outside and pass the numbers in, or ask for one draw for all directions with randomness="same"'
+)
+
+Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the caller may choose; see :func:`torchadx.autodiff.jacobian`."""
+
+    mode: _planner.Mode = "auto"
+    chunk: int | None = None
+    limit: float = math.inf
+    randomness: str = "error"
+    rates: Rates | None = None
+
+
+class JacobianPlan:
+    """How a Jacobian (or a Hessian) is computed: made by :func:`plan_jacobian` or :func:`plan_hessian`, called to do it.
+
+    A plan holds for arguments of the shapes, dtypes and devices that it was made with. Like a compiled function it is
+    of the operations that ``f`` did then: parameters and buffers of a module are read anew at every call, other
+    captured tensors are held by reference, and what ``f`` decides in Python (flags, ``module.training``) stays as it was.
+
+    A plan can be pickled; what comes back has no function until :meth:`bind` gives it one.
+
+    Attributes:
+        mode: ``"forward"``, ``"reverse"`` or ``"mixed"``.
+        notes: What is worth knowing, such as operations that are swept or outputs that do not depend on the input.
+        traced: Whether the function could be recorded; if not it is differentiated whole.
+    """
+
+    def __init__(self, problem: Problem, options: Options, signature: Signature) -> None:
+        self.notes: tuple[str, ...] = ()
+        self.traced = False
+        self.mode = "reverse"
+        self.decision: _planner.Decision | None = None
+        self.measured: tuple[float, ...] = ()
+        self._options = options
+        self._signature = signature
+        self._problem: Problem | None = problem
+        self._statement: Problem | None = None
+        self._chain: Chain | None = None
+        self._values: Program | None = None
+        self._pure: Pure | None = None
+        self._runners: dict[bool, Runner] = {}
+        self._training = _training(problem)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds; not a number for a function that could not be recorded."""
+        return math.nan if self.decision is None else self.decision.seconds
+
+    @property
+    def peak_bytes(self) -> float:
+        """Bytes predicted to be alive at once beside arguments and result; see :attr:`seconds`."""
+        return math.nan if self.decision is None else self.decision.peak
+
+    def __call__(self, *args: Any, factored: bool = False, progress: bool = False) -> Any:
+        """Compute the derivative at new values.
+
+        Args:
+            args: Arguments of ``f``, of the shapes, dtypes and devices of the plan.
+            factored: Return a :class:`FactoredOperator` in place of a dense tensor.
+            progress: Show a bar over the directions that are moved.
+
+        Returns:
+            What :func:`jacobian` or :func:`hessian` returns.
+
+        Raises:
+            DerivativeError: The plan has no function, see :meth:`bind`; or it cannot be factored.
+            ValueError: Arguments of another structure, shape, dtype or device.
+        """
+        problem = self._bound()
+        tensors = problem.tensors(args)
+        self._check(tensors)
+        with differentiating(), torch.autocast("cpu", enabled=False):
+            tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+            with bar(self._directions() if progress else 0) as tick:
+                if factored:
+                    return self._factored(tensors, tick)
+                if self._pure is not None:
+                    return problem.assemble(self._pure(tensors, tick))
+                return problem.assemble(self._blocks(tensors, tick))
+
+    def bind(self, f: Callable[..., Any]) -> "JacobianPlan":
+        """Return the same plan for ``f``, whose operations must be those that the plan was made for.
+
+        Raises:
+            ValueError: They are not.
+        """
+        statement = self._problem or self._statement
+        assert statement is not None
+        problem = dataclasses.replace(statement, f=f)
+        generator = torch.Generator().manual_seed(0)
+        tensors = [
+            torch.rand(shape, generator=generator).to(device, dtype)
+            if dtype.is_floating_point
+            else torch.zeros(shape, dtype=dtype, device=device)
+            for shape, dtype, device in self._signature
+        ]
+        bound = JacobianPlan(problem, self._options, self._signature)
+        with differentiating():
+            why = _record(bound, _one_sample(tensors, problem))
+            if why is not None:
+                _plan_pure(bound, _one_sample(tensors, problem), why)
+        if (bound._chain is None) == self.traced or not _same_chain(bound._chain, self.decision):
+            raise ValueError("bind: the operations of this function are not those that the plan was made for")
+        bound.traced, bound.mode, bound.notes = self.traced, self.mode, self.notes
+        bound.decision, bound.measured = self.decision, self.measured
+        return bound
+
+    def explain(self) -> _explain.Explanation:
+        """Return a table of segments and what is done with each, costs, alternatives and reasons; print it."""
+        return _explain.explain(self)
+
+    def draw(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Draw the chain: widths, cuts, and what is done where.
+
+        Args:
+            path: A file to write, ``.svg`` or ``.png`` (which needs matplotlib); ``None`` returns SVG text.
+
+        Raises:
+            ValueError: Another suffix.
+        """
+        from torchadx.autodiff import _draw
+
+        return _draw.draw(self, path)
+
+    def __repr__(self) -> str:
+        """Say the mode and what is predicted."""
+        return f"JacobianPlan(mode={self.mode!r}, traced={self.traced}, bound={self._problem is not None})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the function behind, and what belongs to it."""
+        problem = self._problem
+        statement = None if problem is None else dataclasses.replace(problem, f=_nothing)
+        without = {"_problem": None, "_chain": None, "_values": None, "_pure": None, "_runners": {}}
+        return self.__dict__ | without | {"_statement": statement or self._statement}
+
+    def _bound(self) -> Problem:
+        if self._problem is None:
+            raise DerivativeError("this plan has no function, because it was pickled without: call plan.bind(f) first")
+        return self._problem
+
+    def _check(self, tensors: Sequence[Tensor]) -> None:
+        found = signature(tensors)
+        for position, (got, expected) in enumerate(zip(found, self._signature, strict=True)):
+            if got != expected:
+                names = " and ".join(f"{tuple(shape)} {dtype} on {device}" for shape, dtype, device in (got, expected))
+                raise ValueError(
+                    f"tensor {position} of the arguments differs from what the plan was made for: got and expected "
+                    f"{names}. Make another plan, or use jacfn(f), which keeps one for each."
+                )
+        if _training(self._bound()) != self._training:
+            raise ValueError(
+                "the module was switched between train() and eval() since the plan was made: make another plan"
+            )
+
+    def _directions(self) -> int:
+        if self.decision is None:
+            return 0
+        layout, total = self.decision.layout, 0
+        for move in self.decision.moves:
+            if move.action in ("forward", "push"):
+                total += layout.widths[move.start]
+            elif move.action in ("reverse", "pull"):
+                total += layout.widths[move.end]
+        return total
+
+    def _blocks(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> list[list[Tensor]]:
+        chain = self._chain
+        assert chain is not None
+        matrix: Tensor | None = None
+        if self.decision is not None:
+            (matrix,) = self._stack(tensors, self.decision.moves, tick)
+        return _split(chain, matrix, tensors, self._bound())
+
+    def _stack(
+        self, tensors: Sequence[Tensor], moves: Sequence[_planner.Move], tick: Callable[[int], object]
+    ) -> list[Tensor]:
+        chain, problem = self._chain, self._bound()
+        assert chain is not None
+        run, tracked = self._runner(moves), _tracked(tensors, chain)
+        if problem.batched:
+            count = len(tensors) - len(problem.params or ())
+            dims = [0 if position < count else None for position in range(len(tensors))]
+
+            def one(*sample: Tensor) -> tuple[list[Tensor], list[float]]:
+                stack, self.measured = run(sample, tracked, tick)
+                return stack
+
+            return list(torch.func.vmap(one, (*dims,), randomness="same")(*tensors))
+        stack, seconds = run(tensors, tracked, tick)
+        self.measured = tuple(seconds)
+        return stack
+
+    def _runner(self, moves: Sequence[_planner.Move]) -> Runner:
+        decision, chain = self.decision, self._chain
+        assert decision is not None
+        assert chain is not None
+        factored = moves is not decision.moves
+        if factored not in self._runners:
+            self._runners[factored] = Runner(chain, decision.layout.places, moves, decision.recompute)
+        return self._runners[factored]
+
+    def _factored(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> FactoredOperator:
+        problem = self._bound()
+        if not self.traced or problem.batched:
+            why = "samples are batched" if problem.batched else "f could not be recorded; see plan.explain()"
+            raise DerivativeError(f"factored=True is not to be had here: {why}. Use jacobian_operator(f, x) instead.")
+        chain, decision = self._chain, self.decision
+        assert chain is not None
+        if len(problem.wrt) != 1 or len(chain.program.outputs) != 1:
+            raise DerivativeError(
+                f"factored=True is for one input and one output: got {len(problem.wrt)} and "
+                f"{len(chain.program.outputs)}. Use jacobian_operator(f, x) instead."
+            )
+        if decision is None or not decision.factors:
+            ((block,),) = self._blocks(tensors, tick)
+            size = tensors[problem.wrt[0]].numel()
+            return FactoredOperator([block.reshape(-1, size)])
+        return FactoredOperator(self._stack(tensors, decision.factors, tick)[::-1])
+
+
+def _same_chain(found: Chain | None, decision: _planner.Decision | None) -> bool:
+    if found is None or decision is None:
+        return True
+    layout = decision.layout
+    return len(found.nodes) == layout.places[-1] and layout.widths == tuple(map(found.width, layout.places))
+
+
+def signature(tensors: Sequence[Tensor]) -> Signature:
+    """Return what a plan depends on."""
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+
+
+def _nothing(*args: Any) -> None:
+    raise AssertionError("a plan without a function was called")
+
+
+def _training(problem: Problem) -> tuple[bool, ...]:
+    return () if problem.module is None else tuple(module.training for module in problem.module.modules())
+
+
+def _tracked(tensors: Sequence[Tensor], chain: Chain) -> bool:
+    """Whether the result will be differentiated, or is part of a transform."""
+    if not outside_transforms():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    constants = (constant.read() for constant in chain.program.constants.values())
+    return any(tensor.requires_grad for tensor in (*tensors, *constants))
+
+
+def _split(chain: Chain, matrix: Tensor | None, tensors: Sequence[Tensor], problem: Problem) -> list[list[Tensor]]:
+    """Cut the Jacobian between the two ends of the chain into a block for every output and input."""
+    metas, program = chain.program.metas, chain.program
+    rows, columns = _offsets(chain, chain.frontiers[-1]), _offsets(chain, chain.frontiers[0])
+    samples = (tensors[0].shape[0],) if problem.batched else ()
+    blocks = []
+    for output in program.outputs:
+        row = []
+        for number in (program.inputs[position] for position in problem.wrt):
+            y, x = metas[output], metas[number]
+            shape = (*samples, *y.shape, *x.shape)
+            if output not in rows or number not in columns:
+                block = torch.zeros(shape, dtype=x.dtype, device=x.device)
+            elif matrix is None:
+                block = _identity_block(output == number, y.shape.numel(), x)
+                block = block.expand(*samples, *block.shape).reshape(shape)
+            else:
+                piece = matrix
+                if len(rows) > 1:
+                    piece = piece.narrow(-2, rows[output], y.shape.numel())
+                if len(columns) > 1:
+                    piece = piece.narrow(-1, columns[number], x.shape.numel())
+                block = piece.reshape(shape).to(x.dtype)
+            row.append(block)
+        blocks.append(row)
+    return blocks
+
+
+def _identity_block(same: bool, size: int, x: Any) -> Tensor:
+    if same:
+        return torch.eye(size, dtype=x.dtype, device=x.device)
+    return torch.zeros(size, x.shape.numel(), dtype=x.dtype, device=x.device)
+
+
+def _offsets(chain: Chain, frontier: Sequence[int]) -> dict[int, int]:
+    offsets, offset = {}, 0
+    for value in frontier:
+        offsets[value] = offset
+        offset += chain.program.metas[value].shape.numel()
+    return offsets
+
+
+def make(problem: Problem, args: Sequence[Any], options: Options) -> JacobianPlan:
+    """Plan a derivative; see :func:`torchadx.autodiff.plan_jacobian`."""
+    with differentiating():
+        tensors = [t.clone() if t.is_inference() else t for t in problem.tensors(args)]
+        plan = JacobianPlan(problem, options, signature(tensors))
+        sample = _one_sample(tensors, problem)
+        why = _record(plan, sample)
+        if why is not None:
+            _plan_pure(plan, sample, why)
+        else:
+            _plan_chain(plan, tensors, sample)
+    return plan
+
+
+def _one_sample(tensors: Sequence[Tensor], problem: Problem) -> list[Tensor]:
+    count = len(tensors) - len(problem.params or ()) if problem.batched else 0
+    return [tensor[0] if position < count else tensor for position, tensor in enumerate(tensors)]
+
+
+def _record(plan: JacobianPlan, sample: Sequence[Tensor]) -> str | None:
+    """Record the function; return why it cannot be."""
+    problem = plan._bound()
+    if not outside_transforms():
+        return "it is called inside a transform of torch.func or a forward level, whose tensors a recording does not see"
+    try:
+        program = _program(problem, sample)
+    except UntraceableError as error:
+        return str(error)
+    if program.random and plan._options.randomness != "same":
+        raise DerivativeError(RANDOM)
+    wrt = [program.inputs[position] for position in problem.wrt]
+    custom, plan.notes = _blocks_of(program, wrt)
+    if custom is not None:
+        return custom
+    if problem.gradient:
+        plan._values = program
+        program = record(
+            functools.partial(problem.gradient_of, lambda *tensors: replay(program, tensors)), sample, problem.module
+        )
+        wrt = [program.inputs[position] for position in problem.wrt]
+    plan._chain = chain(program, wrt)
+    return None
+
+
+def _program(problem: Problem, sample: Sequence[Tensor]) -> Program:
+    try:
+        return record(problem.outputs, sample, problem.module)
+    except (ValueError, RuntimeError) as error:
+        if not problem.batched or isinstance(error, DerivativeError):
+            raise
+        raise DerivativeError(
+            f"batched=True: f fails on a single sample, so that per-sample Jacobians are not defined ({error}). Batch "
+            "norm in train mode mixes samples: call .eval(). Tensors that differ by sample must be arguments."
+        ) from error
+
+
+def _blocks_of(program: Program, wrt: Sequence[int]) -> tuple[str | None, tuple[str, ...]]:
+    """Look at what stops derivatives: return why the function must be differentiated whole, and what to note.
+
+    Raises:
+        DerivativeError: Modes disagree about what is stopped.
+    """
+    notes = []
+    for call in blocked(program, wrt):
+        if call.blocked == "custom":
+            return f"a torch.autograd.Function at {call.line} has a rule of its own, which a recording does not show", ()
+        if call.blocked != "detach":
+            raise DerivativeError(
+                f"f computes under {call.blocked} at {call.line} what depends on its input and reaches its output: "
+                "reverse mode would take it for a constant, forward mode would not. Leave the context, or write "
+                ".detach() where a stop-gradient is meant."
+            )
+        notes.append(f"detach at {call.line} stops derivatives")
+    return None, tuple(notes)
+
+
+def _plan_chain(plan: JacobianPlan, tensors: Sequence[Tensor], sample: Sequence[Tensor]) -> None:
+    problem, options, found = plan._bound(), plan._options, plan._chain
+    assert found is not None
+    plan.traced = True
+    if problem.batched:
+        _check_mixing(problem, tensors, plan._values or found.program)
+    _note_independent(plan, found)
+    if not found.nodes or 0 in (found.width(0), found.width(len(found.nodes))):
+        plan.mode = "forward"
+        return
+    with torch.no_grad():
+        links = _planner.differentiate(found, sample)
+    swept = dict.fromkeys(part.note for link in links for part in link.parts if part.note)
+    plan.notes += tuple(swept)
+    chosen = [sample[position] for position in problem.wrt]
+    dtype = _planner.rate_dtype(chosen)
+    speeds = options.rates or rates(chosen[0].device, dtype)
+    layout = _planner.lay_out(found, links, speeds, dtype.itemsize)
+    samples = tensors[0].shape[0] if problem.batched else 1
+    plan.decision = _planner.decide(
+        layout, speeds, dtype.itemsize, options.mode, options.chunk, options.limit, samples
+    )
+    plan.mode = plan.decision.mode
+
+
+def _check_mixing(problem: Problem, tensors: Sequence[Tensor], program: Program) -> None:
+    count = len(tensors) - len(problem.params or ())
+    dims = tuple(0 if position < count else None for position in range(len(tensors)))
+    with torch.no_grad():
+        apart = torch.func.vmap(lambda *sample: program.run(*sample), dims, randomness="same")(*tensors)
+        if not program.random:
+            check_independent(problem.whole(*tensors), apart)
+
+
+def _note_independent(plan: JacobianPlan, found: Chain) -> None:
+    """Say which outputs the inputs do not reach."""
+    live = set(found.frontiers[-1])
+    dead = [number for number, output in enumerate(found.program.outputs) if output not in live]
+    if dead:
+        what = "the output" if len(found.program.outputs) == 1 else f"outputs {', '.join(map(str, dead))}"
+        plan.notes += (f"{what} does not depend on the inputs: zeros",)
+
+
+def _plan_pure(plan: JacobianPlan, sample: Sequence[Tensor], why: str) -> None:
+    problem, options = plan._bound(), plan._options
+    if options.mode == "mixed":
+        raise DerivativeError(f'mode="mixed" needs f to be recorded, and it cannot be: {why}')
+    random = torch.get_rng_state()
+    with torch.random.fork_rng([]), torch.no_grad():
+        values = problem.outputs(*(tensor.clone() for tensor in sample))
+        if options.randomness != "same" and not torch.equal(random, torch.get_rng_state()):
+            raise DerivativeError(RANDOM)
+    outputs = [output.shape.numel() for output in values]
+    inputs = [sample[position].numel() for position in problem.wrt]
+    adjoint = options.mode == "reverse" or (options.mode == "auto" and sum(outputs) <= 2 * sum(inputs))
+    itemsize = sample[problem.wrt[0]].dtype.itemsize
+    chunk = options.chunk or max(sum(inputs), sum(outputs), 1)
+    if options.limit < math.inf:
+        chunk = min(chunk, largest_chunk(options.limit, sum(inputs), sum(outputs), itemsize, 1))
+    count = len(sample) - len(problem.params or ())
+    plan.mode = "reverse" if adjoint else "forward"
+    plan.notes += (f"f is not taken apart: {why}. {plan.mode.capitalize()} mode of torch.func differentiates it whole",)
+    if problem.gradient:
+        outputs = [count * size for count in outputs for size in inputs]
+    flat = functools.partial(problem.gradient_of, problem.outputs) if problem.gradient else problem.outputs
+    plan._pure = Pure(flat, problem.wrt, adjoint, chunk, range(count) if problem.batched else None)

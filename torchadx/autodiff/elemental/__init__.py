@@ -1,0 +1,8 @@
+"""Derivatives of single operations, one row an operation."""
+
+from torchadx.autodiff.elemental import _rows as _rows
+from torchadx.autodiff.elemental._part import Part, Site, positions
+from torchadx.autodiff.elemental._sweep import sweep
+from torchadx.autodiff.elemental._table import known, part
+
+__all__ = ["Part", "Site", "known", "part", "positions", "sweep"]
