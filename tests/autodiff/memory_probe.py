@@ -4,13 +4,14 @@ import itertools
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
 def tensors(tree):
-    """Return the plain tensors of a tree that have memory."""
-    return [leaf for leaf in tree_leaves(tree) if type(leaf) is Tensor and leaf.device.type != "meta"]
+    """Return the plain tensors and parameters of a tree that have memory."""
+    return [leaf for leaf in tree_leaves(tree) if type(leaf) in (Tensor, Parameter) and leaf.device.type != "meta"]
 
 
 def storages(tree):

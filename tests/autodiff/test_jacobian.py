@@ -154,6 +154,7 @@ def test_some_parameters():
         agree(jacobian(model, x, params=names), by_parameters(model, x, names=names))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of the reference, in weight_norm
 def test_parameters_shared_frozen_or_parametrized():
     x = point(4, 3)
     shared = nn.Linear(3, 3).double()

@@ -1,7 +1,6 @@
 """What is written down when a function is recorded, and what is refused."""
 
 import contextlib
-import copy
 import threading
 
 import numpy as np
@@ -74,7 +73,7 @@ def assigned_slices(x):
 def filled_rows(x):
     y = torch.empty(2, 4, dtype=x.dtype)
     y[0] = x.sin()
-    torch.mul(x, x, out=y[1])
+    y[1].copy_(x * x)
     return y
 
 
@@ -320,7 +319,8 @@ def writes_through_a_detached_argument(x):
 
 
 def writes_out_to_a_captured_tensor(x):
-    return torch.add(x, 1, out=CAPTURED)
+    with torch.no_grad():
+        return torch.add(x, 1, out=CAPTURED)
 
 
 def assigns_to_a_captured_tensor(x):
@@ -485,14 +485,10 @@ def replaced_data(x):
     return y * x
 
 
-def copied(x):
-    return x * copy.deepcopy(x)
-
-
 @pytest.mark.xfail(strict=True, reason="values leave without an operation or a call that the recorder knows")
-@pytest.mark.parametrize("f", [listed, as_parameter, applied, mapped_in_place, replaced_data, copied])
+@pytest.mark.parametrize("f", [listed, as_parameter, applied, mapped_in_place, replaced_data])
 def test_values_never_go_stale(f):
-    with contextlib.suppress(UntraceableError, DerivativeError):
+    with contextlib.suppress(UntraceableError, RuntimeError):
         same_elsewhere(f, (4,))
 
 
@@ -538,7 +534,7 @@ def rule_that_enables_gradients(x):
     "f", [detaches_in_place, rule_in_vmap, rule_in_grad, rule_in_jvp, rule_that_enables_gradients]
 )
 def test_rules_are_never_passed_over(f):
-    with contextlib.suppress(UntraceableError, DerivativeError):
+    with contextlib.suppress(UntraceableError, RuntimeError):
         assert any(call.blocked for call in same_elsewhere(f, (4,)).calls)
 
 

@@ -1,5 +1,6 @@
 """A plan: how one Jacobian is computed, why so, and the means to do it."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchadx.autodiff import _explain, _planner
 from torchadx.autodiff._chain import Chain, blocked, chain
 from torchadx.autodiff._errors import DerivativeError
+from torchadx.autodiff._evaluate import Evaluator
 from torchadx.autodiff._problem import Problem, check_independent
 from torchadx.autodiff._program import Program
 from torchadx.autodiff._progress import bar
@@ -72,7 +74,8 @@ class JacobianPlan:
         self._values: Program | None = None
         self._pure: Pure | None = None
         self._runners: dict[bool, Runner] = {}
-        self._training = _training(problem)
+        self._modules = _modules(problem)
+        self._training = [module.training for module in self._modules]
 
     @property
     def seconds(self) -> float:
@@ -102,7 +105,7 @@ class JacobianPlan:
         problem = self._bound()
         tensors = problem.tensors(args)
         self._check(tensors)
-        with differentiating(), torch.autocast("cpu", enabled=False):
+        with differentiating(), _without_autocast(tensors[0].device.type if tensors else "cpu"):
             tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
             with bar(self._directions() if progress else 0) as tick:
                 if factored:
@@ -163,7 +166,7 @@ class JacobianPlan:
         """Leave the function behind, and what belongs to it."""
         problem = self._problem
         statement = None if problem is None else dataclasses.replace(problem, f=_nothing)
-        without = {"_problem": None, "_chain": None, "_values": None, "_pure": None, "_runners": {}}
+        without: dict[str, Any] = {"_modules": (), "_problem": None, "_chain": None, "_values": None, "_pure": None, "_runners": {}}
         return self.__dict__ | without | {"_statement": statement or self._statement}
 
     def _bound(self) -> Problem:
@@ -180,7 +183,7 @@ class JacobianPlan:
                     f"tensor {position} of the arguments differs from what the plan was made for: got and expected "
                     f"{names}. Make another plan, or use jacfn(f), which keeps one for each."
                 )
-        if _training(self._bound()) != self._training:
+        if [module.training for module in self._modules] != self._training:
             raise ValueError(
                 "the module was switched between train() and eval() since the plan was made: make another plan"
             )
@@ -263,12 +266,19 @@ def signature(tensors: Sequence[Tensor]) -> Signature:
     return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
 
 
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Casts that autocast made were recorded; made again they would be others."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _nothing(*args: Any) -> None:
     raise AssertionError("a plan without a function was called")
 
 
-def _training(problem: Problem) -> tuple[bool, ...]:
-    return () if problem.module is None else tuple(module.training for module in problem.module.modules())
+def _modules(problem: Problem) -> tuple[torch.nn.Module, ...]:
+    return () if problem.module is None else tuple(problem.module.modules())
 
 
 def _tracked(tensors: Sequence[Tensor], chain: Chain) -> bool:
@@ -410,7 +420,7 @@ def _plan_chain(plan: JacobianPlan, tensors: Sequence[Tensor], sample: Sequence[
         plan.mode = "forward"
         return
     with torch.no_grad():
-        links = _planner.differentiate(found, sample)
+        links = Evaluator(found).links(sample)
     swept = dict.fromkeys(part.note for link in links for part in link.parts if part.note)
     plan.notes += tuple(swept)
     chosen = [sample[position] for position in problem.wrt]

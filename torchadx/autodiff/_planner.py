@@ -83,18 +83,6 @@ class Decision:
         return self.tape + peak(self.moves)
 
 
-def differentiate(chain: Chain, arguments: Sequence[Tensor]) -> list[Link]:
-    """Evaluate the function once, and differentiate each of its operations there."""
-    values: list[Any] = chain.program.start(arguments)
-    nodes = {id(node.call): node for node in chain.nodes}
-    links = []
-    for call in chain.program.calls:
-        call.run(values)
-        if id(call) in nodes:
-            links.append(chain.link(nodes[id(call)], values))
-    return links
-
-
 def lay_out(chain: Chain, links: Sequence[Link], rates: Rates, itemsize: int) -> Layout:
     """Cut a chain where it may be worth it."""
     places = _places(chain, links)

@@ -48,6 +48,17 @@ class Problem:
     wrt_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Write structures as trees of zeros, which outlive versions of torch better than specifications of trees."""
+        return self.__dict__ | {name: _tree(self.__dict__[name]) for name in _SPECS}
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        """Read them again."""
+        self.__dict__.update(fields)
+        for name in _SPECS:
+            if fields[name] is not None:
+                self.__dict__[name] = pytree.tree_structure(fields[name][0])
+
     @property
     def module(self) -> torch.nn.Module | None:
         """The module whose tensors are read anew at every run."""
@@ -150,6 +161,13 @@ class Problem:
     def wrt_tree(self, items: Sequence[Any]) -> Any:
         """Give one item for each input the structure of the inputs."""
         return pytree.tree_unflatten(list(items), self.wrt_spec)
+
+
+_SPECS = ("spec", "wrt_spec", "out_spec")
+
+
+def _tree(spec: pytree.TreeSpec | None) -> tuple[Any] | None:
+    return None if spec is None else (pytree.tree_unflatten([0] * spec.num_leaves, spec),)
 
 
 def state(

@@ -74,7 +74,10 @@ def _functional(program: Program, arguments: Sequence[Tensor]) -> Program:
         own, constants = tensors[: len(arguments)], tensors[len(arguments) :]
         return replay(program, own, {index: t for (index, _), t in zip(captured, constants, strict=True)})
 
-    again = _listen(_Tape(given, None), torch.func.functionalize(f, remove="mutations"), given)
+    tape = _Tape(given, None)
+    again = _listen(tape, torch.func.functionalize(f, remove="mutations"), given)
+    if tape.mutates:
+        raise UntraceableError("it writes in place in a way that has no counterpart out of place")
     inputs, rest = again.inputs[: len(arguments)], again.inputs[len(arguments) :]
     constants = again.constants | {index: constant for index, (_, constant) in zip(rest, captured, strict=True)}
     return dataclasses.replace(again, inputs=inputs, constants=constants, random=program.random)
@@ -201,13 +204,15 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        replacement = _decompositions.find(target)
-        if replacement is not None:
-            with self:
-                return replacement(*args, **kwargs)
-        if target is aten.detach.default and self._blocked != "detach":
+        # operations made of others arrive whole where autograd is left out
+        replacement = _decompositions.find(target) or target.decompose
+        with self:
+            result = replacement(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        if target is aten.alias.default or (target is aten.detach.default and self._blocked != "detach"):
             # autograd keeps its outputs so; nothing stops here
-            result = args[0].detach()
+            result = target(*args)
             self._numbers[id(result)] = (self._number(args[0]), result)
             return result
         read = rewrite(args, self._reference), rewrite(kwargs, self._reference)

@@ -1,14 +1,14 @@
 """Carry out a schedule: evaluate the function once, differentiate each operation there, move directions, multiply."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from torchadx import dispatch
 from torchadx.autodiff._chain import Chain, Link
+from torchadx.autodiff._evaluate import Evaluator
 from torchadx.autodiff._schedule import Move
 
 Tick = Callable[[int], object]
@@ -29,7 +29,7 @@ class Runner:
         self._places = tuple(places)
         self._moves = tuple(moves)
         self._recompute = recompute
-        self._dropped = _dropped(chain)
+        self._evaluator = Evaluator(chain)
 
     def __call__(self, arguments: Sequence[Tensor], tracked: bool, tick: Tick) -> tuple[list[Tensor], list[float]]:
         """Compute the factors of the Jacobian at a point.
@@ -44,7 +44,7 @@ class Runner:
             each move, preceded by those of the evaluation.
         """
         begin = time.perf_counter()
-        tape = _Tape(self._chain, arguments, self._dropped, self._recompute)
+        tape = _Tape(self._evaluator, arguments, self._recompute)
         stack: list[Tensor] = []
         seconds = [self._since(begin, arguments)]
         for move in self._moves:
@@ -72,23 +72,6 @@ class Runner:
         stack.append(sweep.run(stack.pop() if move.action in ("push", "pull") else None))
 
 
-Dropped = list[tuple[int, ...]]
-
-
-def _dropped(chain: Chain) -> Dropped:
-    """For every call the values that nobody reads after it."""
-    last: dict[int, int] = {}
-    for number, call in enumerate(chain.program.calls):
-        for index in (*call.inputs, *call.outputs):
-            if index is not None:
-                last[index] = number
-    dropped: list[list[int]] = [[] for _ in chain.program.calls]
-    for index, number in last.items():
-        if index not in chain.program.outputs:
-            dropped[number].append(index)
-    return [tuple(values) for values in dropped]
-
-
 def _known(links: Sequence[Link]) -> Tensor:
     (matrix,) = (link.parts[0].matrix for link in links if link.parts[0].kind != "reshape")
     assert matrix is not None
@@ -98,38 +81,16 @@ def _known(links: Sequence[Link]) -> Tensor:
 class _Tape:
     """Derivatives of every operation at one point, made at once or when they are asked for."""
 
-    def __init__(self, chain: Chain, arguments: Sequence[Tensor], dropped: Dropped, recompute: bool) -> None:
-        self._chain = chain
-        self._links: list[Link] | None = None
-        if recompute:
-            self._arguments = arguments
-            self._dropped = dropped
-        else:
-            self._links = list(_evaluate(chain, arguments, dropped, 0, len(chain.nodes)))
+    def __init__(self, evaluator: Evaluator, arguments: Sequence[Tensor], recompute: bool) -> None:
+        self._evaluator = evaluator
+        self._arguments = arguments
+        self._links = None if recompute else evaluator.links(arguments)
 
     def links(self, first: int, last: int) -> Sequence[Link]:
         """Return the derivatives of nodes first..last-1."""
-        if self._links is not None:
-            return self._links[first:last]
-        return list(_evaluate(self._chain, self._arguments, self._dropped, first, last))
-
-
-def _evaluate(
-    chain: Chain, arguments: Sequence[Tensor], dropped: Dropped, first: int, last: int
-) -> Iterator[Link]:
-    """Run the program, and differentiate nodes first..last-1 on the way."""
-    values: list[Any] = chain.program.start(arguments)
-    node = 0
-    for call, unread in zip(chain.program.calls, dropped, strict=True):
-        call.run(values)
-        if node < last and chain.nodes[node].call is call:
-            if node >= first:
-                yield chain.link(chain.nodes[node], values)
-            node += 1
-            if node == last:
-                return
-        for index in unread:
-            values[index] = None
+        if self._links is None:
+            return self._evaluator.links(self._arguments, first, last)
+        return self._links[first:last]
 
 
 def identity_rows(start: int, end: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

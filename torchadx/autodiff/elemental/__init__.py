@@ -3,6 +3,6 @@
 from torchadx.autodiff.elemental import _rows as _rows
 from torchadx.autodiff.elemental._part import Part, Site, positions
 from torchadx.autodiff.elemental._sweep import sweep
-from torchadx.autodiff.elemental._table import known, part
+from torchadx.autodiff.elemental._table import known, part, reads_result
 
-__all__ = ["Part", "Site", "known", "part", "positions", "sweep"]
+__all__ = ["Part", "Site", "known", "part", "positions", "reads_result", "sweep"]

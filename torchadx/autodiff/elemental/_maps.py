@@ -45,7 +45,7 @@ def adjoint(matrix: Tensor) -> Tensor:
 
 def diagonal(site: Site, d: Tensor) -> Part:
     """An elementwise map: multiply by ``d``, which has the result's shape or broadcasts to it."""
-    return _elementwise(site, lambda t: t * d, lambda c: c * conj(d))
+    return elementwise_map(site, lambda t: t * d, lambda c: c * conj(d))
 
 
 def masked(site: Site, mask: Tensor, slope: Any = 1, otherwise: Any = 0) -> Part:
@@ -58,10 +58,11 @@ def masked(site: Site, mask: Tensor, slope: Any = 1, otherwise: Any = 0) -> Part
         here = t if isinstance(slope, int) and slope == 1 else t * slope
         return torch.where(mask, here, t * otherwise if otherwise else 0)
 
-    return _elementwise(site, move, move)
+    return elementwise_map(site, move, move)
 
 
-def _elementwise(site: Site, there: Linear, back: Linear) -> Part:
+def elementwise_map(site: Site, there: Linear, back: Linear) -> Part:
+    """A map of broadcast directions, element by element, and its transpose before broadcasting is undone."""
     x, y = site.x, site.y
     shape, wide, rank, dtypes = x.shape, y.shape, y.dim(), (x.dtype, y.dtype)
 

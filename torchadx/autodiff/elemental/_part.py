@@ -37,7 +37,7 @@ class Part(NamedTuple):
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Site:
     """One result of a recorded operation and one argument that it depends on, with values for both.
 

@@ -25,6 +25,17 @@ def row(*overloads: Any) -> Callable[[Row], Row]:
     return add
 
 
+# their derivatives read shape and dtype of the result at most
+_WITHOUT_RESULT = frozenset(
+    ["_reshape_alias", "_unsafe_view", "add", "addmm", "baddbmm", "bmm", "cat", "clone", "convolution", "expand", "linear", "mean", "mm", "mul", "mv", "neg", "permute", "reshape", "select", "slice", "squeeze", "stack", "sub", "sum", "t", "transpose", "unsqueeze", "view"]
+)
+
+
+def reads_result(overload: Any) -> bool:
+    """Whether the derivative of an operation may read the values of its result."""
+    return overload.overloadpacket.__name__ not in _WITHOUT_RESULT
+
+
 def known(overload: Any) -> bool:
     """Whether the derivative of an operation is in the table, or is that of any elementwise operation."""
     return overload in _rows or torch.Tag.pointwise in overload.tags

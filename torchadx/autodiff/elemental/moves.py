@@ -15,7 +15,7 @@ aten = torch.ops.aten
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
     aten.rand_like.default, aten.randn_like.default, aten.new_zeros.default, aten.new_ones.default,
     aten.new_full.default, aten.new_empty.default, aten.new_empty_strided.default, aten.fill.Scalar,
-    aten.zero.default, aten.bernoulli.default, aten.bernoulli.p, aten.heaviside.default,
+    aten.zero.default, aten.bernoulli.default, aten.bernoulli.p, aten.heaviside.default, aten.detach.default,
 )  # fmt: skip
 def of_the_same_shape(site: Site) -> Part:
     """Only shape and dtype are read."""

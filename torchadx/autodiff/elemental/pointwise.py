@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from torchadx.autodiff._watch import translated
-from torchadx.autodiff.elemental._maps import broadcast, conj, diagonal, masked, nothing, sum_to, to_dtype
+from torchadx.autodiff.elemental._maps import (
+    broadcast,
+    conj,
+    diagonal,
+    elementwise_map,
+    masked,
+    nothing,
+    sum_to,
+    to_dtype,
+)
 from torchadx.autodiff.elemental._part import Part, Site
 from torchadx.autodiff.elemental._table import row
 
@@ -58,7 +67,7 @@ def sub(site: Site) -> Part:
 
 @row(
     aten.add.Scalar, aten.sub.Scalar, aten._to_copy.default, aten.clone.default, aten.alias.default,
-    aten.lift_fresh.default, aten.detach.default,
+    aten.lift_fresh.default,
 )  # fmt: skip
 def unchanged(site: Site) -> Part:
     """Copies, other dtypes, and constants added."""
@@ -96,7 +105,12 @@ def div(site: Site) -> Part:
     _, b = site.args
     if site.wrt == (1,):
         return diagonal(site, -site.y / b)
-    return diagonal(site, b.reciprocal()) if isinstance(b, Tensor) else scaled(site, 1 / b)
+    if not isinstance(b, Tensor):
+        return scaled(site, 1 / b)
+    # complex infinities do not survive a reciprocal; that of integers would be in single precision
+    if b.is_complex():
+        return elementwise_map(site, lambda t: t / b, lambda c: c / b.conj())
+    return diagonal(site, b.to(site.y.dtype.to_real()).reciprocal())
 
 
 @row(aten.relu.default)

@@ -35,6 +35,8 @@ def t(site: Site) -> Part:
 @row(aten.transpose.int)
 def transpose(site: Site) -> Part:
     """Two dimensions change places."""
+    if not site.x.dim():
+        return reshaped(site)
     a, b = (_dim(dim, site.x.dim()) for dim in site.args[1:3])
     return Part(lambda v: v.transpose(a, b), lambda c: c.transpose(a, b), "view")
 
