@@ -7,11 +7,13 @@ however many tensors it has: residual and skip connections only make it wider.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from torchadx.autodiff._program import Call, Program
-from torchadx.autodiff.elemental import Part, Site, part, positions
+from torchadx.autodiff.elemental import JOINS, Part, Site, part, positions
 
 
 class Edge(NamedTuple):
@@ -38,10 +40,17 @@ class Node(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A node at one point: its derivatives."""
+    """A node at one point: its derivatives.
+
+    Attributes:
+        node: The operation.
+        parts: The derivative on each of its edges.
+        join: Tangents by position of the argument to the tangent of the result, where one pass does it for all.
+    """
 
     node: Node
     parts: tuple[Part, ...]
+    join: Callable[[Mapping[tuple[int, ...], Tensor]], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,9 @@ class Chain:
         args, kwargs = node.call.bind(values)
         results = tuple(None if index is None else values[index] for index in node.call.outputs)
         sites = (Site(node.call, args, kwargs, results, edge.wrt, edge.of) for edge in node.edges)
-        return Link(node, tuple(map(part, sites)))
+        join = JOINS.get(node.call.target)
+        joined = None if join is None else functools.partial(join, args, kwargs)
+        return Link(node, tuple(map(part, sites)), joined)
 
 
 def chain(program: Program, wrt: Sequence[int]) -> Chain:

@@ -219,6 +219,11 @@ class _Sweep:
 
 
 def _push(link: Link, tangents: dict[int, Tensor]) -> None:
+    if link.join is not None:
+        found = {edge.wrt: tangents[edge.source] for edge in link.node.edges if edge.source in tangents}
+        if found:
+            tangents[link.node.edges[0].target] = link.join(found)
+        return
     for edge, part in zip(link.node.edges, link.parts, strict=True):
         tangent = tangents.get(edge.source)
         if tangent is not None:
