@@ -11,9 +11,11 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "torchadx" / "_version.py")
 BENCH = ["rich>=13"]
 LOSSLESS = ["blosc2>=2.7"]
 DATAFRAME = ["pandas>=2"]
-EXAMPLES = [*BENCH, "matplotlib>=3.8", "scikit-learn>=1.3", "tqdm>=4.65"]
+PROGRESS = ["tqdm>=4.65"]
+SCIPY = ["scipy>=1.11"]
+EXAMPLES = [*BENCH, *PROGRESS, "matplotlib>=3.8", "scikit-learn>=1.3"]
 # expecttest and numpy: torch.testing._internal needs them, whose operator samples the tests compare with
-TEST = [*EXAMPLES, *LOSSLESS, *DATAFRAME, "expecttest>=0.2", "hypothesis>=6.100", "numpy>=1.26", "pytest>=8"]
+TEST = [*EXAMPLES, *LOSSLESS, *DATAFRAME, *SCIPY, "expecttest>=0.2", "hypothesis>=6.100", "numpy>=1.26", "pytest>=8"]
 DEV = [*TEST, "import-linter>=2.1", "mypy>=1.15", "pre-commit>=3.7", "ruff>=0.12"]
 
 setup(
@@ -38,9 +40,14 @@ setup(
         "dev": DEV,
         "examples": EXAMPLES,
         "lossless": LOSSLESS,
+        "progress": PROGRESS,
+        "scipy": SCIPY,
         "test": TEST,
     },
-    keywords=["pytorch", "autograd", "forward-mode", "jvp", "triton", "fused", "activation", "offload", "compression"],
+    keywords=[
+        *("pytorch", "autograd", "forward-mode", "jvp", "jacobian", "hessian", "triton", "fused", "activation"),
+        *("offload", "compression"),
+    ],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,6 +1,6 @@
-"""torchadx: fused linear layers for every differentiation mode of PyTorch, and tools for what autograd saves."""
+"""torchadx: fused linear layers for every differentiation mode, planned Jacobians, tools for what autograd saves."""
 
-from torchadx import activations, dispatch, functional, memory, nn, tuning
+from torchadx import activations, autodiff, dispatch, functional, memory, nn, tuning
 from torchadx._version import __version__
 from torchadx.activations import register_activation
 from torchadx.functional import explain, linear
@@ -9,6 +9,7 @@ from torchadx.ops.flops import register_flop_formulas
 __all__ = [
     "__version__",
     "activations",
+    "autodiff",
     "dispatch",
     "explain",
     "functional",

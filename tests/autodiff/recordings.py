@@ -7,6 +7,28 @@ import torch
 from torchadx.autodiff._record import record
 
 
+class Times(torch.autograd.Function):
+    """Sine, with a rule of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 10 * cotangent
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 10 * tangent
+
+
 def points(count, *shape):
     """Several points, the first to record at."""
     generator = torch.Generator().manual_seed(sum(shape))

@@ -206,8 +206,8 @@ def test_walking_comes_to_parts_first():
 
 # The example in the README of github.com/STCE-at-RWTH/ADMission: three dense elemental Jacobians of at most three rows
 # and columns; optimal 56, tangent 150, adjoint 100 fused multiply-adds. The numbers are the published ones. The
-# dimensions are reconstructed: with tangents and adjoints at one fused multiply-add for each edge of the tapes, no others
-# give these numbers than 3 inputs, 2 outputs, 50 edges, and a place of width 1 between.
+# dimensions are reconstructed: with tangents and adjoints at one fused multiply-add for each edge of the tapes, only 3
+# inputs, 2 outputs, 50 edges and a place of width 1 between give these numbers.
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,11 @@ def private_names(path):
                 yield name
 
 
-# operators, which have schemas, and pytrees, which have no public name
-ALLOWED = ("torch.ops.mkldnn._", "torch.ops.aten._unsafe_view", "torch._addmm_activation", "torch.utils._pytree")
+# operators, which have schemas; pytrees and dispatch modes, which are documented and have no public name
+ALLOWED = (
+    *("torch.ops.mkldnn._", "torch.ops.aten._unsafe_view", "torch._addmm_activation", "aten._"),
+    *("torch.utils._pytree", "torch.utils._python_dispatch"),
+)
 
 
 def test_private_names_of_torch_are_in_one_file():

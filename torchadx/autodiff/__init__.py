@@ -1,7 +1,7 @@
 """Derivatives that choose how to compute themselves.
 
-:func:`jacobian` and :func:`hessian` record a function, cut it where few numbers pass, and plan which parts move tangents
-forward, which move cotangents backward, and where Jacobians are multiplied. :func:`hvp`, :func:`laplacian`,
+:func:`jacobian` and :func:`hessian` record a function, cut it where few numbers pass, and plan which parts move
+tangents forward, which move cotangents backward, and where Jacobians are multiplied. :func:`hvp`, :func:`laplacian`,
 :func:`divergence` and :func:`directional` need no dense derivative; operators never form one.
 """
 

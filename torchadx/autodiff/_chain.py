@@ -7,13 +7,14 @@ however many tensors it has: residual and skip connections only make it wider.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from torchadx.autodiff._program import Call, Program
-from torchadx.autodiff.elemental import JOINS, Part, Site, part, positions
+from torchadx.autodiff.elemental import JOINS, Part, Site, carries, part, positions
 
 
 class Edge(NamedTuple):
@@ -87,7 +88,7 @@ class Chain:
     @functools.cached_property
     def ending(self) -> tuple[tuple[int, ...], ...]:
         """Numbers of the values that nobody reads after each node."""
-        pairs = zip(self.frontiers, self.frontiers[1:], strict=False)
+        pairs = itertools.pairwise(self.frontiers)
         return tuple(tuple(value for value in before if value not in after) for before, after in pairs)
 
     def width(self, place: int) -> int:
@@ -115,9 +116,19 @@ def chain(program: Program, wrt: Sequence[int]) -> Chain:
         program: A recorded function.
         wrt: Numbers of floating-point inputs.
     """
+    return _chain(program, wrt, lambda call: not call.blocked)
+
+
+def blocked(program: Program, wrt: Sequence[int]) -> list[Call]:
+    """Return the operations that stop derivatives on their way from ``wrt`` to the outputs, one a cause and line."""
+    stops = [node.call for node in _chain(program, wrt, lambda call: True).nodes if node.call.blocked]
+    return list({(call.blocked, call.line): call for call in stops}.values())
+
+
+def _chain(program: Program, wrt: Sequence[int], passes: Callable[[Call], bool]) -> Chain:
     reached, found = set(wrt), []
     for call in program.calls:
-        if call.blocked or call.shapes_only:
+        if call.shapes_only or not passes(call):
             continue
         edges = tuple(_edges(call, reached, program))
         if edges:
@@ -137,7 +148,7 @@ def _edges(call: Call, reached: set[int], program: Program) -> Iterator[Edge]:
     targets = [
         (of, index)
         for of, index in enumerate(call.outputs)
-        if index is not None and _carries(program.metas[index].dtype)
+        if index is not None and _floating(program.metas[index].dtype) and carries(call.target, of)
     ]
     for source in dict.fromkeys(call.inputs):
         if source in reached:
@@ -145,18 +156,5 @@ def _edges(call: Call, reached: set[int], program: Program) -> Iterator[Edge]:
                 yield from (Edge(wrt, source, of, target) for of, target in targets)
 
 
-def _carries(dtype: Any) -> bool:
+def _floating(dtype: Any) -> bool:
     return dtype.is_floating_point or dtype.is_complex
-
-
-def blocked(program: Program, wrt: Sequence[int]) -> list[Call]:
-    """Return the operations that stop derivatives on their way from ``wrt`` to the outputs, one a cause and line."""
-    reached, stops = set(wrt), []
-    for call in program.calls:
-        if call.shapes_only or reached.isdisjoint(call.inputs):
-            continue
-        floating = [i for i in call.outputs if i is not None and _carries(program.metas[i].dtype)]
-        reached.update(floating)
-        if call.blocked and floating:
-            stops.append(call)
-    return list({(call.blocked, call.line): call for call in stops}.values())

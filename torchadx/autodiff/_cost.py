@@ -1,85 +1,11 @@
-"""What moving directions costs on this machine: a few rates, measured once, and the arithmetic that uses them."""
+"""What moving directions through a chain costs: arithmetic on its segments and on the rates of this machine."""
 
-import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
-from torchadx.autodiff._chain import Chain, Link
 from torchadx.autodiff._rates import Rates
-
-_FREE = ("reshape", "view")
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """What one stretch of a chain costs.
-
-    Attributes:
-        first: First node.
-        last: Behind the last node.
-        flops: Floating-point operations a direction.
-        calls: Seconds a batch of directions, however many they are.
-        forward: Seconds a tangent.
-        reverse: Seconds a cotangent.
-        head: Seconds a tangent that are saved where the segment begins with a known matrix, in place of the identity.
-        tail: The same for a cotangent, where it ends with one.
-        known: Whether the whole segment is a known matrix.
-        room: Bytes a direction has at once at most.
-        tape: Bytes that the derivatives of its operations hold.
-        operations: Names of what it does, views apart.
-    """
-
-    first: int
-    last: int
-    flops: float
-    calls: float
-    forward: float
-    reverse: float
-    head: float
-    tail: float
-    known: bool
-    room: float
-    tape: float
-    operations: tuple[str, ...]
-
-
-def segment(chain: Chain, links: Sequence[Link], first: int, last: int, rates: Rates, itemsize: int) -> Segment:
-    """Add up what nodes first..last-1 cost."""
-    metas = chain.program.metas
-    flops = calls = each = room = tape = 0.0
-    costs: list[float] = []
-    for number in range(first, last):
-        link, seconds, fixed = links[number], 0.0, 0.0
-        for edge, part in zip(link.node.edges, link.parts, strict=True):
-            moved = metas[edge.source].shape.numel() + metas[edge.target].shape.numel()
-            fixed += rates.overhead(part.kind)
-            seconds += 0.0 if part.kind in _FREE else rates.seconds(part.kind, part.flops, moved * itemsize)
-            flops += 0 if part.kind in _FREE else part.flops
-        costs.append(seconds)
-        calls, each = calls + fixed, each + seconds
-        # arguments and results, and as much again for what an operation makes on its way
-        room = max(room, 2.0 * itemsize * (chain.width(number) + chain.width(number + 1)))
-        tape += 2.0 * sum(metas[index].nbytes for index in link.node.call.outputs if index is not None)
-    real = [number for number in range(first, last) if not _reshapes(links[number])]
-    matrices = [number for number in (real[:1] + real[-1:]) if _matrix(chain, number, links[number])]
-    head = costs[real[0] - first] if real and real[:1] == matrices[:1] and _opens(chain, links, first, real[0]) else 0.0
-    tail = costs[real[-1] - first] if real and real[-1:] == matrices[-1:] and _opens(chain, links, real[-1] + 1, last) else 0.0
-    names = tuple(links[number].node.call.target.overloadpacket.__name__ for number in real)
-    known = len(real) == 1 and bool(head) and bool(tail)
-    return Segment(first, last, flops, calls, each, each, head, tail, known, room, tape, names)
-
-
-def _reshapes(link: Link) -> bool:
-    return len(link.parts) == 1 and link.parts[0].kind == "reshape"
-
-
-def _matrix(chain: Chain, number: int, link: Link) -> bool:
-    return chain.alone(number, link) and link.parts[0].matrix is not None
-
-
-def _opens(chain: Chain, links: Sequence[Link], first: int, last: int) -> bool:
-    """Whether nothing but reshapes of a single tensor lies between two nodes."""
-    return all(chain.alone(number, links[number]) and _reshapes(links[number]) for number in range(first, last))
+from torchadx.autodiff._segment import Segment
 
 
 class ChainCosts:
@@ -92,7 +18,7 @@ class ChainCosts:
         itemsize: Bytes of a number.
         samples: How many samples go through at once.
         chunk: Directions at once; ``None`` lets the working set decide.
-        recompute: Whether each stretch is evaluated anew when its turn comes, so that it holds its derivatives only then.
+        recompute: Whether each stretch is evaluated anew when its turn comes, and holds its derivatives only then.
     """
 
     def __init__(
@@ -113,10 +39,10 @@ class ChainCosts:
         self._itemsize = itemsize
         self._samples = samples
         self._chunk = chunk
-        self._calls = _sums(segment.calls for segment in segments)
+        self._calls = [0.0, *itertools.accumulate(segment.calls for segment in segments)]
         self._each = {
-            False: _sums(segment.forward for segment in segments),
-            True: _sums(segment.reverse for segment in segments),
+            False: [0.0, *itertools.accumulate(segment.forward for segment in segments)],
+            True: [0.0, *itertools.accumulate(segment.reverse for segment in segments)],
         }
 
     def width(self, place: int) -> int:
@@ -197,10 +123,3 @@ class ChainCosts:
     def tape(self) -> float:
         """Bytes that the derivatives of all operations hold."""
         return self._samples * sum(segment.tape for segment in self.segments)
-
-
-def _sums(values: object) -> list[float]:
-    sums = [0.0]
-    for value in values:  # type: ignore[attr-defined]
-        sums.append(sums[-1] + value)
-    return sums

@@ -21,7 +21,7 @@ def find(target: Any) -> Callable[..., Any] | None:
 
 @functools.cache
 def _table() -> dict[Any, Callable[..., Any]]:
-    attention = {
+    attention: dict[Any, Callable[..., Any]] = {
         aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention.default: _flash_attention,
         aten._scaled_dot_product_efficient_attention.default: _efficient_attention,

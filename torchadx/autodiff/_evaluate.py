@@ -14,7 +14,7 @@ class Evaluator:
     """Differentiates the operations of a chain at any point.
 
     What does not depend on the point is worked out once: when a value is read for the last time, which results nobody
-    reads (the last layer's, say, whose derivative needs none), and the derivatives of operations that only move elements.
+    reads (the last layer's, say, whose derivative needs none), and what only moves elements.
 
     Args:
         chain: The function.

@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchadx.autodiff._cost import Segment
 from torchadx.autodiff._planner import Decision, Layout
 from torchadx.autodiff._schedule import Move
+from torchadx.autodiff._segment import Segment
 from torchadx.autodiff._tables import NUMBERS, duration, factor, move_table, plural, segment_table, shorten
 from torchadx.memory.report import columns, size
 
@@ -96,7 +96,8 @@ class Explanation:
         segments: One row a stretch of the chain.
         moves: What is done, in order.
         seconds: Predicted of all moves.
-        evaluation: Seconds that evaluating the function took when the plan was last called.
+        evaluation: Seconds that evaluating the function took when the plan was last called; next to nothing where it is
+            evaluated anew for each stretch.
         measured: Seconds that all moves took then.
         forward: Seconds predicted of pure forward mode; infinite if it does not fit into the limit.
         reverse: The same of pure reverse mode.
@@ -137,7 +138,6 @@ class Explanation:
 
     def __rich__(self) -> Any:
         """Return tables that a rich console draws."""
-        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -145,7 +145,7 @@ class Explanation:
         parts: list[Any] = [Text(line) for line in self.totals()]
         for title, rows in (("segments", segment_table(self.segments)), ("moves", move_table(self.moves))):
             if len(rows) > 1:
-                table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+                table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
                 for name in rows[0]:
                     table.add_column(name, justify="right" if name in NUMBERS else "left")
                 for row in rows[1:]:
@@ -168,7 +168,10 @@ class Explanation:
         """Say what is predicted and, after a run, what was measured."""
         text = "" if self.seconds is None else duration(self.seconds)
         if self.measured is not None and self.evaluation is not None:
-            text += f"; measured: {duration(self.measured)}, after {duration(self.evaluation)} for evaluating f"
+            evaluating = (
+                "evaluating f included" if self.recompute else f"after {duration(self.evaluation)} for evaluating f"
+            )
+            text += f"; measured: {duration(self.measured)}, {evaluating}"
         return text
 
     def alternatives(self) -> str:

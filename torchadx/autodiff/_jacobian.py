@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from torchadx.autodiff._errors import IndependentOutputWarning
-from torchadx.autodiff._plan import JacobianPlan, Options, make
+from torchadx.autodiff._plan import JacobianPlan, make
 from torchadx.autodiff._planner import MODES, Mode
+from torchadx.autodiff._prepare import Options
 from torchadx.autodiff._problem import Problem, state
 from torchadx.memory.budget import parse_bytes
 
@@ -67,9 +68,7 @@ def jacobian(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    plan = _plan(
-        f, args, argnums, params, batched, mode=mode, chunk=chunk, memory=memory, randomness=randomness
-    )
+    plan = _plan(f, args, argnums, params, batched, mode=mode, chunk=chunk, memory=memory, randomness=randomness)
     return plan(*args, factored=factored, progress=progress)
 
 
@@ -169,9 +168,7 @@ def hessian(
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
-    plan = _plan(
-        f, args, argnums, params, batched, True, mode=mode, chunk=chunk, memory=memory, randomness=randomness
-    )
+    plan = _plan(f, args, argnums, params, batched, True, mode=mode, chunk=chunk, memory=memory, randomness=randomness)
     return plan(*args, progress=progress)
 
 
@@ -225,8 +222,6 @@ def _options(mode: Any, chunk: Any, memory: Any, randomness: Any) -> Options:
 
 def _key(f: Callable[..., Any], args: Sequence[Any]) -> Any:
     leaves, spec = torch.utils._pytree.tree_flatten(tuple(args))
-    known = tuple(
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
-    )
+    known = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     training = tuple(module.training for module in f.modules()) if isinstance(f, torch.nn.Module) else ()
     return known, str(spec), training

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,45 +11,31 @@ import torch
 from torch import Tensor
 
 from torchadx.autodiff import _explain, _planner
-from torchadx.autodiff._chain import Chain, blocked, chain
+from torchadx.autodiff._blocks import split
+from torchadx.autodiff._chain import Chain
 from torchadx.autodiff._errors import DerivativeError
 from torchadx.autodiff._evaluate import Evaluator
-from torchadx.autodiff._problem import Problem, check_independent
-from torchadx.autodiff._program import Program
+from torchadx.autodiff._prepare import Options, one_sample, prepare
+from torchadx.autodiff._problem import Problem
 from torchadx.autodiff._progress import bar
-from torchadx.autodiff._pure import Pure, largest_chunk
-from torchadx.autodiff._rates import Rates, rates
-from torchadx.autodiff._record import UntraceableError, record, replay
+from torchadx.autodiff._pure import Pure
+from torchadx.autodiff._rates import rates
 from torchadx.autodiff._run import Runner
+from torchadx.autodiff._schedule import Move
 from torchadx.autodiff._watch import differentiating
 from torchadx.autodiff.operators import FactoredOperator
 from torchadx.ops import outside_transforms
 
-RANDOM = (
-    "f draws random numbers (dropout in train mode, noise), so that its derivative is one of a draw: call .eval() on the "
-    'module, draw outside and pass the numbers in, or ask for one draw for all directions with randomness="same"'
-)
-
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the caller may choose; see :func:`torchadx.autodiff.jacobian`."""
-
-    mode: _planner.Mode = "auto"
-    chunk: int | None = None
-    limit: float = math.inf
-    randomness: str = "error"
-    rates: Rates | None = None
-
-
 class JacobianPlan:
-    """How a Jacobian (or a Hessian) is computed: made by :func:`plan_jacobian` or :func:`plan_hessian`, called to do it.
+    """How a Jacobian or a Hessian is computed: made by :func:`plan_jacobian` or :func:`plan_hessian`, called to do it.
 
     A plan holds for arguments of the shapes, dtypes and devices that it was made with. Like a compiled function it is
     of the operations that ``f`` did then: parameters and buffers of a module are read anew at every call, other
-    captured tensors are held by reference, and what ``f`` decides in Python (flags, ``module.training``) stays as it was.
+    captured tensors are held by reference, and what ``f`` decides in Python stays as it was (``module.training`` is
+    checked).
 
     A plan can be pickled; what comes back has no function until :meth:`bind` gives it one.
 
@@ -71,7 +56,6 @@ class JacobianPlan:
         self._problem: Problem | None = problem
         self._statement: Problem | None = None
         self._chain: Chain | None = None
-        self._values: Program | None = None
         self._pure: Pure | None = None
         self._runners: dict[bool, Runner] = {}
         self._modules = _modules(problem)
@@ -132,13 +116,11 @@ class JacobianPlan:
         ]
         bound = JacobianPlan(problem, self._options, self._signature)
         with differentiating():
-            why = _record(bound, _one_sample(tensors, problem))
-            if why is not None:
-                _plan_pure(bound, _one_sample(tensors, problem), why)
-        if (bound._chain is None) == self.traced or not _same_chain(bound._chain, self.decision):
+            prepared = prepare(problem, tensors, self._options)
+        if (prepared.chain is not None) != self.traced or not _same_chain(prepared.chain, self.decision):
             raise ValueError("bind: the operations of this function are not those that the plan was made for")
-        bound.traced, bound.mode, bound.notes = self.traced, self.mode, self.notes
-        bound.decision, bound.measured = self.decision, self.measured
+        bound._chain, bound._pure, bound.traced = prepared.chain, prepared.pure, self.traced
+        bound.mode, bound.notes, bound.decision, bound.measured = self.mode, self.notes, self.decision, self.measured
         return bound
 
     def explain(self) -> _explain.Explanation:
@@ -166,7 +148,7 @@ class JacobianPlan:
         """Leave the function behind, and what belongs to it."""
         problem = self._problem
         statement = None if problem is None else dataclasses.replace(problem, f=_nothing)
-        without: dict[str, Any] = {"_modules": (), "_problem": None, "_chain": None, "_values": None, "_pure": None, "_runners": {}}
+        without: dict[str, Any] = {"_modules": (), "_problem": None, "_chain": None, "_pure": None, "_runners": {}}
         return self.__dict__ | without | {"_statement": statement or self._statement}
 
     def _bound(self) -> Problem:
@@ -205,28 +187,25 @@ class JacobianPlan:
         matrix: Tensor | None = None
         if self.decision is not None:
             (matrix,) = self._stack(tensors, self.decision.moves, tick)
-        return _split(chain, matrix, tensors, self._bound())
+        return split(chain, matrix, tensors, self._bound())
 
-    def _stack(
-        self, tensors: Sequence[Tensor], moves: Sequence[_planner.Move], tick: Callable[[int], object]
-    ) -> list[Tensor]:
+    def _stack(self, tensors: Sequence[Tensor], moves: Sequence[Move], tick: Callable[[int], object]) -> list[Tensor]:
         chain, problem = self._chain, self._bound()
         assert chain is not None
         run, tracked = self._runner(moves), _tracked(tensors, chain)
         if problem.batched:
-            count = len(tensors) - len(problem.params or ())
-            dims = [0 if position < count else None for position in range(len(tensors))]
 
-            def one(*sample: Tensor) -> tuple[list[Tensor], list[float]]:
-                stack, self.measured = run(sample, tracked, tick)
+            def one(*sample: Tensor) -> list[Tensor]:
+                stack, seconds = run(sample, tracked, tick)
+                self.measured = tuple(seconds)
                 return stack
 
-            return list(torch.func.vmap(one, (*dims,), randomness="same")(*tensors))
+            return list(torch.func.vmap(one, problem.dims(tensors), randomness="same")(*tensors))
         stack, seconds = run(tensors, tracked, tick)
         self.measured = tuple(seconds)
         return stack
 
-    def _runner(self, moves: Sequence[_planner.Move]) -> Runner:
+    def _runner(self, moves: Sequence[Move]) -> Runner:
         decision, chain = self.decision, self._chain
         assert decision is not None
         assert chain is not None
@@ -291,187 +270,34 @@ def _tracked(tensors: Sequence[Tensor], chain: Chain) -> bool:
     return any(tensor.requires_grad for tensor in (*tensors, *constants))
 
 
-def _split(chain: Chain, matrix: Tensor | None, tensors: Sequence[Tensor], problem: Problem) -> list[list[Tensor]]:
-    """Cut the Jacobian between the two ends of the chain into a block for every output and input."""
-    metas, program = chain.program.metas, chain.program
-    rows, columns = _offsets(chain, chain.frontiers[-1]), _offsets(chain, chain.frontiers[0])
-    samples = (tensors[0].shape[0],) if problem.batched else ()
-    blocks = []
-    for output in program.outputs:
-        row = []
-        for number in (program.inputs[position] for position in problem.wrt):
-            y, x = metas[output], metas[number]
-            shape = (*samples, *y.shape, *x.shape)
-            if output not in rows or number not in columns:
-                block = torch.zeros(shape, dtype=x.dtype, device=x.device)
-            elif matrix is None:
-                block = _identity_block(output == number, y.shape.numel(), x)
-                block = block.expand(*samples, *block.shape).reshape(shape)
-            else:
-                piece = matrix
-                if len(rows) > 1:
-                    piece = piece.narrow(-2, rows[output], y.shape.numel())
-                if len(columns) > 1:
-                    piece = piece.narrow(-1, columns[number], x.shape.numel())
-                block = piece.reshape(shape).to(x.dtype)
-            row.append(block)
-        blocks.append(row)
-    return blocks
-
-
-def _identity_block(same: bool, size: int, x: Any) -> Tensor:
-    if same:
-        return torch.eye(size, dtype=x.dtype, device=x.device)
-    return torch.zeros(size, x.shape.numel(), dtype=x.dtype, device=x.device)
-
-
-def _offsets(chain: Chain, frontier: Sequence[int]) -> dict[int, int]:
-    offsets, offset = {}, 0
-    for value in frontier:
-        offsets[value] = offset
-        offset += chain.program.metas[value].shape.numel()
-    return offsets
-
-
 def make(problem: Problem, args: Sequence[Any], options: Options) -> JacobianPlan:
     """Plan a derivative; see :func:`torchadx.autodiff.plan_jacobian`."""
     with differentiating():
         tensors = [t.clone() if t.is_inference() else t for t in problem.tensors(args)]
         plan = JacobianPlan(problem, options, signature(tensors))
-        sample = _one_sample(tensors, problem)
-        why = _record(plan, sample)
-        if why is not None:
-            _plan_pure(plan, sample, why)
-        else:
-            _plan_chain(plan, tensors, sample)
+        prepared = prepare(problem, tensors, options)
+        plan._chain, plan._pure = prepared.chain, prepared.pure
+        plan.traced, plan.mode, plan.notes = prepared.chain is not None, prepared.mode, prepared.notes
+        if prepared.chain is not None and _has_numbers(prepared.chain):
+            _decide(plan, prepared.chain, tensors)
     return plan
 
 
-def _one_sample(tensors: Sequence[Tensor], problem: Problem) -> list[Tensor]:
-    count = len(tensors) - len(problem.params or ()) if problem.batched else 0
-    return [tensor[0] if position < count else tensor for position, tensor in enumerate(tensors)]
+def _has_numbers(found: Chain) -> bool:
+    """Whether anything moves between its ends."""
+    return bool(found.nodes) and found.width(0) > 0 and found.width(len(found.nodes)) > 0
 
 
-def _record(plan: JacobianPlan, sample: Sequence[Tensor]) -> str | None:
-    """Record the function; return why it cannot be."""
-    problem = plan._bound()
-    if not outside_transforms():
-        return "it is called inside a transform of torch.func or a forward level, whose tensors a recording does not see"
-    try:
-        program = _program(problem, sample)
-    except UntraceableError as error:
-        return str(error)
-    if program.random and plan._options.randomness != "same":
-        raise DerivativeError(RANDOM)
-    wrt = [program.inputs[position] for position in problem.wrt]
-    custom, plan.notes = _blocks_of(program, wrt)
-    if custom is not None:
-        return custom
-    if problem.gradient:
-        plan._values = program
-        program = record(
-            functools.partial(problem.gradient_of, lambda *tensors: replay(program, tensors)), sample, problem.module
-        )
-        wrt = [program.inputs[position] for position in problem.wrt]
-    plan._chain = chain(program, wrt)
-    return None
-
-
-def _program(problem: Problem, sample: Sequence[Tensor]) -> Program:
-    try:
-        return record(problem.outputs, sample, problem.module)
-    except (ValueError, RuntimeError) as error:
-        if not problem.batched or isinstance(error, DerivativeError):
-            raise
-        raise DerivativeError(
-            f"batched=True: f fails on a single sample, so that per-sample Jacobians are not defined ({error}). Batch "
-            "norm in train mode mixes samples: call .eval(). Tensors that differ by sample must be arguments."
-        ) from error
-
-
-def _blocks_of(program: Program, wrt: Sequence[int]) -> tuple[str | None, tuple[str, ...]]:
-    """Look at what stops derivatives: return why the function must be differentiated whole, and what to note.
-
-    Raises:
-        DerivativeError: Modes disagree about what is stopped.
-    """
-    notes = []
-    for call in blocked(program, wrt):
-        if call.blocked == "custom":
-            return f"a torch.autograd.Function at {call.line} has a rule of its own, which a recording does not show", ()
-        if call.blocked != "detach":
-            raise DerivativeError(
-                f"f computes under {call.blocked} at {call.line} what depends on its input and reaches its output: "
-                "reverse mode would take it for a constant, forward mode would not. Leave the context, or write "
-                ".detach() where a stop-gradient is meant."
-            )
-        notes.append(f"detach at {call.line} stops derivatives")
-    return None, tuple(notes)
-
-
-def _plan_chain(plan: JacobianPlan, tensors: Sequence[Tensor], sample: Sequence[Tensor]) -> None:
-    problem, options, found = plan._bound(), plan._options, plan._chain
-    assert found is not None
-    plan.traced = True
-    if problem.batched:
-        _check_mixing(problem, tensors, plan._values or found.program)
-    _note_independent(plan, found)
-    if not found.nodes or 0 in (found.width(0), found.width(len(found.nodes))):
-        plan.mode = "forward"
-        return
+def _decide(plan: JacobianPlan, found: Chain, tensors: Sequence[Tensor]) -> None:
+    problem, options = plan._bound(), plan._options
+    sample = one_sample(tensors, problem)
     with torch.no_grad():
         links = Evaluator(found).links(sample)
-    swept = dict.fromkeys(part.note for link in links for part in link.parts if part.note)
-    plan.notes += tuple(swept)
-    chosen = [sample[position] for position in problem.wrt]
-    dtype = _planner.rate_dtype(chosen)
-    speeds = options.rates or rates(chosen[0].device, dtype)
+    plan.notes += tuple(dict.fromkeys(part.note for link in links for part in link.parts if part.note))
+    inputs = [sample[position] for position in problem.wrt]
+    dtype = max((x.dtype for x in inputs), key=lambda dtype: dtype.itemsize)
+    speeds = options.rates or rates(inputs[0].device, dtype)
     layout = _planner.lay_out(found, links, speeds, dtype.itemsize)
     samples = tensors[0].shape[0] if problem.batched else 1
-    plan.decision = _planner.decide(
-        layout, speeds, dtype.itemsize, options.mode, options.chunk, options.limit, samples
-    )
+    plan.decision = _planner.decide(layout, speeds, dtype.itemsize, options.mode, options.chunk, options.limit, samples)
     plan.mode = plan.decision.mode
-
-
-def _check_mixing(problem: Problem, tensors: Sequence[Tensor], program: Program) -> None:
-    count = len(tensors) - len(problem.params or ())
-    dims = tuple(0 if position < count else None for position in range(len(tensors)))
-    with torch.no_grad():
-        apart = torch.func.vmap(lambda *sample: program.run(*sample), dims, randomness="same")(*tensors)
-        if not program.random:
-            check_independent(problem.whole(*tensors), apart)
-
-
-def _note_independent(plan: JacobianPlan, found: Chain) -> None:
-    """Say which outputs the inputs do not reach."""
-    live = set(found.frontiers[-1])
-    dead = [number for number, output in enumerate(found.program.outputs) if output not in live]
-    if dead:
-        what = "the output" if len(found.program.outputs) == 1 else f"outputs {', '.join(map(str, dead))}"
-        plan.notes += (f"{what} does not depend on the inputs: zeros",)
-
-
-def _plan_pure(plan: JacobianPlan, sample: Sequence[Tensor], why: str) -> None:
-    problem, options = plan._bound(), plan._options
-    if options.mode == "mixed":
-        raise DerivativeError(f'mode="mixed" needs f to be recorded, and it cannot be: {why}')
-    random = torch.get_rng_state()
-    with torch.random.fork_rng([]), torch.no_grad():
-        values = problem.outputs(*(tensor.clone() for tensor in sample))
-        if options.randomness != "same" and not torch.equal(random, torch.get_rng_state()):
-            raise DerivativeError(RANDOM)
-    outputs = [output.shape.numel() for output in values]
-    inputs = [sample[position].numel() for position in problem.wrt]
-    adjoint = options.mode == "reverse" or (options.mode == "auto" and sum(outputs) <= 2 * sum(inputs))
-    itemsize = sample[problem.wrt[0]].dtype.itemsize
-    chunk = options.chunk or max(sum(inputs), sum(outputs), 1)
-    if options.limit < math.inf:
-        chunk = min(chunk, largest_chunk(options.limit, sum(inputs), sum(outputs), itemsize, 1))
-    count = len(sample) - len(problem.params or ())
-    plan.mode = "reverse" if adjoint else "forward"
-    plan.notes += (f"f is not taken apart: {why}. {plan.mode.capitalize()} mode of torch.func differentiates it whole",)
-    if problem.gradient:
-        outputs = [count * size for count in outputs for size in inputs]
-    flat = functools.partial(problem.gradient_of, problem.outputs) if problem.gradient else problem.outputs
-    plan._pure = Pure(flat, problem.wrt, adjoint, chunk, range(count) if problem.batched else None)

@@ -1,19 +1,18 @@
 """From a recorded function to a schedule: cut the chain, weigh its segments, solve."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from torchadx.autodiff._chain import Chain, Link
-from torchadx.autodiff._cost import ChainCosts, Segment, segment
-from torchadx.autodiff._dynamic import ACTIONS, Step, Table
+from torchadx.autodiff._cost import ChainCosts
+from torchadx.autodiff._dynamic import ACTIONS, Table
 from torchadx.autodiff._errors import DerivativeError
 from torchadx.autodiff._rates import Rates
 from torchadx.autodiff._schedule import Move, peak, schedule, seconds
+from torchadx.autodiff._segment import Segment, segment
 from torchadx.memory.report import size
 
 Mode = Literal["auto", "forward", "reverse", "mixed"]
@@ -91,10 +90,7 @@ def lay_out(chain: Chain, links: Sequence[Link], rates: Rates, itemsize: int) ->
         tuple(places),
         tuple(chain.width(place) for place in places),
         tuple(tuple(tuple(metas[value].shape) for value in chain.frontiers[place]) for place in places),
-        tuple(
-            segment(chain, links, first, last, rates, itemsize)
-            for first, last in zip(places, places[1:], strict=False)
-        ),
+        tuple(segment(chain, links, first, last, rates, itemsize) for first, last in itertools.pairwise(places)),
     )
 
 
@@ -115,16 +111,12 @@ def _real(chain: Chain, place: int) -> bool:
 
 
 def _narrowest(places: list[int], widths: list[int]) -> list[int]:
-    """Keep the local minima of the width, narrowest first, and fill up evenly."""
-    minima = [
-        number
-        for number, width in enumerate(widths)
-        if width <= min(widths[max(number - 1, 0)], widths[min(number + 1, len(widths) - 1)])
-        and width < max(widths[max(number - 1, 0)], widths[min(number + 1, len(widths) - 1)], width + (len(widths) == 1))
-    ]
+    """Keep the places that are narrower than one beside them and not wider than the other; fill up evenly."""
+    beside = zip([math.inf, *widths], widths, [*widths[1:], math.inf], strict=False)
+    minima = [number for number, (a, width, b) in enumerate(beside) if width <= min(a, b) and width < max(a, b)]
     chosen = set(sorted(minima, key=widths.__getitem__)[: _MOST_SEGMENTS // 2])
-    stride = len(places) / (_MOST_SEGMENTS - 1 - len(chosen))
-    chosen.update(int(k * stride) for k in range(_MOST_SEGMENTS - 1 - len(chosen)))
+    others = _MOST_SEGMENTS - 1 - len(chosen)
+    chosen.update(k * len(places) // others for k in range(others))
     return [places[number] for number in sorted(chosen)]
 
 
@@ -143,37 +135,45 @@ def decide(
         DerivativeError: Nothing fits into the limit.
     """
     costs = ChainCosts(layout.segments, layout.widths, rates, itemsize, samples, chunk)
-    best: tuple[Step, Table, float, bool] | None = None
+    ways = [way for actions in (_actions(mode), FORWARD, REVERSE) for way in _ways(costs, actions, limit, mode)]
+    # in chunks a long sweep differs from the sum of its parts, so that a pure mode may turn out to be the best
+    allowed = [way for way in ways if way.actions <= _actions(mode)]
+    if mode == "mixed":
+        allowed = [way for way in allowed if way.actions == ACTIONS] or allowed
+    if not allowed:
+        raise DerivativeError(_too_small(costs, limit, mode))
+    best = min(allowed, key=lambda way: way.seconds)
+    forward, reverse = (
+        min((way.seconds for way in ways if way.actions == pure), default=math.inf) for pure in (FORWARD, REVERSE)
+    )
+    return Decision(layout, best.moves, best.factors, best.recompute, forward, reverse, limit, best.held)
+
+
+class _Way(NamedTuple):
+    """One way to do it: out of which actions, the moves and what they take, and what is held throughout."""
+
+    actions: frozenset[str]
+    moves: tuple[Move, ...]
+    seconds: float
+    factors: tuple[Move, ...]
+    recompute: bool
+    held: float
+
+
+def _ways(costs: ChainCosts, actions: frozenset[str], limit: float, mode: Mode) -> Iterator[_Way]:
+    """Solve, with derivatives held throughout and, under a limit, worked out again for each stretch."""
     for recompute in (False, True) if limit < math.inf else (False,):
         held = costs.ends if recompute else costs.tape
-        table = Table(costs.recomputing() if recompute else costs, limit - held, _actions(mode))
-        step = table.mixed() or table.fastest(0, costs.length) if mode == "mixed" else table.fastest(0, costs.length)
-        if step is not None and (best is None or step.seconds < best[0].seconds):
-            best = step, table, held, recompute
-    if best is None:
-        raise DerivativeError(_too_small(costs, limit, mode))
-    step, table, held, recompute = best
-    used = costs.recomputing() if recompute else costs
-    return Decision(
-        layout,
-        schedule(step, used, limit - held),
-        _factors(table, used, limit - held),
-        recompute,
-        _alone(costs, FORWARD, limit),
-        _alone(costs, REVERSE, limit),
-        limit,
-        held,
-    )
+        used, rest = costs.recomputing() if recompute else costs, limit - held
+        table = Table(used, rest, actions)
+        step = (table.mixed() if mode == "mixed" and actions == ACTIONS else None) or table.fastest(0, used.length)
+        if step is not None:
+            moves = schedule(step, used, rest)
+            yield _Way(actions, moves, seconds(moves), _factors(table, used, rest), recompute, held)
 
 
 def _actions(mode: Mode) -> frozenset[str]:
     return {"forward": FORWARD, "reverse": REVERSE}.get(mode, ACTIONS)
-
-
-def _alone(costs: ChainCosts, actions: frozenset[str], limit: float) -> float:
-    """Seconds of a pure mode."""
-    step = Table(costs, limit - costs.tape, actions).fastest(0, costs.length)
-    return math.inf if step is None else step.seconds
 
 
 def _factors(table: Table, costs: ChainCosts, limit: float) -> tuple[Move, ...]:
@@ -206,8 +206,3 @@ def _too_small(costs: ChainCosts, limit: float, mode: Mode) -> str:
 def _smallest(costs: ChainCosts, mode: Mode) -> Table:
     # a limit that all fits into, finite so that peaks are told
     return Table(costs, float(1 << 62), _actions(mode))
-
-
-def rate_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Return the dtype whose rates count: the widest among the inputs."""
-    return max((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)

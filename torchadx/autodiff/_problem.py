@@ -64,6 +64,15 @@ class Problem:
         """The module whose tensors are read anew at every run."""
         return self.f if isinstance(self.f, torch.nn.Module) else None
 
+    def split(self, tensors: Sequence[Tensor]) -> int:
+        """How many of the flat tensors, the first ones, differ by sample."""
+        return len(tensors) - len(self.params or ()) if self.batched else 0
+
+    def dims(self, tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
+        """Where each flat tensor has its samples, as ``torch.func.vmap`` asks for it."""
+        count = self.split(tensors)
+        return tuple(0 if position < count else None for position in range(len(tensors)))
+
     def tensors(self, args: Sequence[Any]) -> list[Tensor]:
         """Return the flat tensors of a call: those of the arguments, then parameters.
 
@@ -91,7 +100,9 @@ class Problem:
         leaves, self.out_spec = pytree.tree_flatten(self._call(tensors, self.batched))
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"f must return tensors: got {type(leaf).__name__}; return it apart from what is derived")
+                raise TypeError(
+                    f"f must return tensors: got {type(leaf).__name__}; return it apart from what is derived"
+                )
             if not leaf.is_floating_point():
                 raise TypeError(
                     f"outputs must be of a real floating-point dtype: got {leaf.dtype}, which has no derivative; "
@@ -136,7 +147,7 @@ class Problem:
                 every[position] = value
             return tuple(run(*every))
 
-        outputs, pull = torch.func.vjp(f, *chosen)
+        outputs, pull = torch.func.vjp(f, *chosen)  # type: ignore[misc]
         found = []
         for position, output in enumerate(outputs):
             count = output.numel()

@@ -53,7 +53,7 @@ class Call:
         outputs: Numbers of the tensors that it returns, in order; ``None`` for results that are no tensors.
         several: Whether it returns a tuple or a list.
         blocked: Why derivatives do not pass it although it is differentiable: ``"detach"``, ``"no_grad"``,
-            ``"inference_mode"``, ``"custom"`` (inside an ``autograd.Function``); empty if they do.
+            ``"inference_mode"``; empty if they do.
         line: Where in the user's code that happened, ``"file:line"``.
     """
 
@@ -162,4 +162,3 @@ def rewrite(tree: Any, leaf: Callable[[Any], Any]) -> Any:
     if type(tree) is dict:
         return {key: rewrite(item, leaf) for key, item in tree.items()}
     return leaf(tree)
-

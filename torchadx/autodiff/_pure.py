@@ -8,7 +8,7 @@ from torch.func import jvp, vjp, vmap
 
 from torchadx.autodiff._errors import DerivativeError
 from torchadx.autodiff._run import identity_rows
-from torchadx.autodiff._watch import looping_quietly, translated, watched
+from torchadx.autodiff._watch import first_line, is_forward_hole, looping_quietly, translated, watched
 
 Blocks = list[list[Tensor]]
 
@@ -39,6 +39,18 @@ class Pure:
         self._chunk = chunk
         self._split = split
 
+    def hole(self, tensors: Sequence[Tensor]) -> str:
+        """Say why forward mode cannot differentiate the function; empty if it can."""
+        inputs = tuple(tensors[position] for position in self._wrt)
+        try:
+            with translated(), torch.no_grad():
+                jvp(self._of(tensors), inputs, tuple(map(torch.zeros_like, inputs)))
+        except NotImplementedError as error:
+            if is_forward_hole(error):
+                return first_line(error)
+            raise
+        return ""
+
     def __call__(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> Blocks:
         """Return the blocks of the Jacobian by output and input."""
         with translated():
@@ -53,8 +65,8 @@ class Pure:
             for row in range(len(samples[0]))
         ]
 
-    def _one(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> Blocks:
-        inputs = tuple(tensors[position] for position in self._wrt)
+    def _of(self, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        """The function of the inputs that it is differentiated by alone."""
 
         def f(*given: Tensor) -> tuple[Tensor, ...]:
             every = list(tensors)
@@ -62,10 +74,15 @@ class Pure:
                 every[position] = value
             return tuple(self._flat(*every))
 
-        return self._reverse(f, inputs, tick) if self._adjoint else self._forward(f, inputs, tick)
+        return f
+
+    def _one(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> Blocks:
+        inputs = tuple(tensors[position] for position in self._wrt)
+        move = self._reverse if self._adjoint else self._forward
+        return move(self._of(tensors), inputs, tick)
 
     def _reverse(self, f: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], tick: Callable) -> Blocks:
-        outputs, pull = vjp(f, *inputs)
+        outputs, pull = vjp(f, *inputs)  # type: ignore[misc]
         rows = _moved(lambda *c: pull(tuple(c)), outputs, self._chunk, tick)
         return [
             [part.reshape((*output.shape, *x.shape)) for part, x in zip(row, inputs, strict=True)]
@@ -108,7 +125,7 @@ def _batch(move: Callable[..., tuple[Tensor, ...]], seeds: Sequence[Tensor]) -> 
     return tuple(result[None] for result in move(*(seed[0] for seed in seeds)))
 
 
-def largest_chunk(limit: float, inputs: int, outputs: int, itemsize: int, samples: int) -> int:
+def largest_chunk(limit: float, inputs: int, outputs: int, itemsize: int) -> int:
     """Return how many directions fit into a limit, by what stands at both ends of the function.
 
     Raises:

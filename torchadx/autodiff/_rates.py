@@ -118,7 +118,10 @@ def _read(device: torch.device, dtype: torch.dtype, threads: int) -> Rates | Non
             stored = json.load(file)
         if stored["machine"] != dispatch.machine(device):
             return None
-        return Rates(**stored["rates"] | {"source": "disk"})
+        numbers = {name: float(value) for name, value in stored["rates"].items() if name != "source"}
+        if not all(0 < number < float("inf") for number in numbers.values()):
+            raise ValueError(f"rates are positive numbers; got {numbers}")
+        return Rates(**numbers, source="disk")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchadx.autodiff import _decompositions
 from torchadx.autodiff._errors import DerivativeError
 from torchadx.autodiff._program import Call, Constant, Meta, Program, Ref, rewrite
+from torchadx.ops import outside_transforms
 
 aten = torch.ops.aten
 
 # they hand values to Python without an operation that could be seen
-_LEAKS = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage")
-_DETACHING = ("detach", "detach_")
+_LEAKS = ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "apply_", "map_", "map2_")
+_RULES = ("register_hook", "detach_")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
@@ -51,9 +53,7 @@ def record(f: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], modu
         DerivativeError: It changes an argument or a captured tensor in place.
     """
     # as torch.func would have them: f may ask whether they require gradients
-    copies = [
-        a.detach().clone().requires_grad_().clone() if a.is_floating_point() else a.clone() for a in arguments
-    ]
+    copies = [a.detach().clone().requires_grad_().clone() if a.is_floating_point() else a.clone() for a in arguments]
     tape = _Tape(copies, module)
     program = _listen(tape, f, copies)
     if tape.mutates:
@@ -74,7 +74,7 @@ def _functional(program: Program, arguments: Sequence[Tensor]) -> Program:
         own, constants = tensors[: len(arguments)], tensors[len(arguments) :]
         return replay(program, own, {index: t for (index, _), t in zip(captured, constants, strict=True)})
 
-    tape = _Tape(given, None)
+    tape = _Tape(given, None, len(arguments))
     again = _listen(tape, torch.func.functionalize(f, remove="mutations"), given)
     if tape.mutates:
         raise UntraceableError("it writes in place in a way that has no counterpart out of place")
@@ -104,6 +104,7 @@ def _listen(tape: "_Tape", f: Callable[..., Sequence[Tensor]], arguments: Sequen
     _listening.append(tape)
     try:
         with (
+            _rules_are_seen(tape),
             torch.random.fork_rng(list(devices), device_type=kind),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -115,6 +116,34 @@ def _listen(tape: "_Tape", f: Callable[..., Sequence[Tensor]], arguments: Sequen
     finally:
         _listening.pop()
     return tape.program(outputs)
+
+
+@contextlib.contextmanager
+def _rules_are_seen(tape: "_Tape") -> Iterator[None]:
+    """Tell the tape of every ``autograd.Function`` that runs, at any depth of transforms.
+
+    They pass by both modes: what is seen below is their forward alone. The interpreter tells which functions it calls.
+    """
+    apply, before = torch.autograd.Function.apply.__func__.__code__, sys.getprofile()  # type: ignore[attr-defined]
+    seen: list[UntraceableError] = []
+
+    def listen(frame: types.FrameType, event: Any, argument: Any) -> None:
+        if before is not None:
+            before(frame, event, argument)
+        if event == "call" and frame.f_code is apply and not seen:
+            why = "a torch.autograd.Function has a rule of its own, which a recording does not show"
+            try:
+                tape.refuse(why, frame.f_locals["args"], not outside_transforms())
+            except UntraceableError as error:
+                seen.append(error)
+
+    sys.setprofile(listen)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if seen:
+        raise seen[0]
 
 
 @contextlib.contextmanager
@@ -144,16 +173,17 @@ class _Watch(TorchFunctionMode):
     def __init__(self, tape: "_Tape") -> None:
         super().__init__()
         self._tape = tape
-        self._switched_off = False
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if name == "_set_grad_enabled":
-            self._switched_off = not args[0]
-        elif name in _LEAKS or (name == "__get__" and getattr(function, "__self__", None) is Tensor.data):
+        if name in _LEAKS or (name == "__get__" and getattr(function, "__self__", None) is Tensor.data):
             self._tape.refuse(f"Tensor.{'data' if name == '__get__' else name} takes values out of the function", args)
-        elif name == "register_hook":
-            self._tape.refuse("a gradient hook has a rule of its own, which a recording does not show", args)
+        elif name in ("tensor", "as_tensor", "asarray") and args and not isinstance(args[0], Tensor):
+            self._tape.refuse(f"torch.{name} takes values out of the function", list(_leaves(args[0])))
+        elif name == "__set__" and getattr(function, "__self__", None) is Tensor.data:
+            self._tape.refuse("Tensor.data is replaced, which a recording does not show", args)
+        elif name in _RULES:
+            self._tape.refuse(f"Tensor.{name} changes how derivatives pass, which a recording does not show", args)
         with self._tape.called(self._blocked(name)):
             return function(*args, **(kwargs or {}))
 
@@ -161,14 +191,15 @@ class _Watch(TorchFunctionMode):
         if torch.is_inference_mode_enabled():
             return "inference_mode"
         if not torch.is_grad_enabled():
-            return "no_grad" if self._switched_off else "custom"
-        return "detach" if name in _DETACHING else ""
+            return "no_grad"
+        return "detach" if name == "detach" else ""
 
 
 class _Tape(TorchDispatchMode):
     """Writes down every operation."""
 
-    def __init__(self, arguments: Sequence[Tensor], module: torch.nn.Module | None) -> None:
+    def __init__(self, arguments: Sequence[Tensor], module: torch.nn.Module | None, count: int | None = None) -> None:
+        """``count``: how many of the arguments results depend on; the others are constants. All, by default."""
         super().__init__()
         self.mutates = False
         self._random = False
@@ -182,7 +213,7 @@ class _Tape(TorchDispatchMode):
         self._storages: dict[int, str] = {}
         self._owned = {} if module is None else dict(_owned(module))
         self._inputs = tuple(self._add(argument) for argument in arguments)
-        self._dependent.update(self._inputs)
+        self._dependent.update(self._inputs[:count])
         for argument in arguments:
             self._storages[_storage(argument)] = "an argument"
 
@@ -197,12 +228,12 @@ class _Tape(TorchDispatchMode):
         finally:
             self._blocked, self._line = before
 
-    def refuse(self, why: str, args: Sequence[Any]) -> None:
-        """Raise if a tensor among the arguments of a call depends on the function's."""
-        if any(isinstance(tensor, Tensor) and self._depends(tensor) for tensor in args):
+    def refuse(self, why: str, args: Sequence[Any], always: bool = False) -> None:
+        """Raise if a tensor among the arguments of a call depends on the function's, or ``always``."""
+        if always or any(isinstance(tensor, Tensor) and self._depends(tensor) for tensor in args):
             raise UntraceableError(f"{why} at {user_line()}")
 
-    def __torch_dispatch__(self, target: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, target: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # operations made of others arrive whole where autograd is left out
         replacement = _decompositions.find(target) or target.decompose
@@ -241,13 +272,13 @@ class _Tape(TorchDispatchMode):
         owner = self._storages.get(_storage(tensor))
         if owner == "an argument":
             raise DerivativeError(
-                f"f changes an argument in place ({target} at {user_line()}): its derivative would be of something else. "
-                "Write out of place, or begin with x = x.clone()."
+                f"f changes an argument in place ({target} at {user_line()}): its derivative would be of another "
+                "function. Write out of place, or begin with x = x.clone()."
             )
         if owner == "a captured tensor":
             raise DerivativeError(
-                f"f changes a captured tensor in place ({target} at {user_line()}), such as running statistics in train "
-                "mode: every evaluation would be of another function. Call .eval() on the module, or write out of place."
+                f"f changes a captured tensor in place ({target} at {user_line()}), such as running statistics in "
+                "train mode: every evaluation would be of another function. Call .eval(), or write out of place."
             )
 
     def _write(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -273,7 +304,8 @@ class _Tape(TorchDispatchMode):
         known = self._numbers.get(id(tensor))
         if known is not None:
             return known[0]
-        self._storages.setdefault(_storage(tensor), "a captured tensor")
+        if self._storages.setdefault(_storage(tensor), "a captured tensor") != "a captured tensor":
+            raise UntraceableError(f"a tensor was made of another without an operation, before {user_line()}")
         index = self._add(tensor)
         self._constants[index] = self._owned.get(id(tensor), Constant(tensor))
         return index
@@ -288,9 +320,7 @@ class _Tape(TorchDispatchMode):
     def program(self, outputs: Sequence[Tensor]) -> Program:
         """Return what was written down."""
         numbers = tuple(self._number(output) for output in outputs)
-        return Program(
-            tuple(self._metas), self._inputs, self._constants, tuple(self._calls), numbers, self._random
-        )
+        return Program(tuple(self._metas), self._inputs, self._constants, tuple(self._calls), numbers, self._random)
 
 
 def _owned(module: torch.nn.Module) -> Iterator[tuple[int, Constant]]:
@@ -327,7 +357,7 @@ def _storage(tensor: Tensor) -> int:
 
 def user_line() -> str:
     """Return where the innermost code stands that is neither torch's nor this library's, as ``"file:line"``."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _HERE)) and os.path.basename(name) != "contextlib.py":

@@ -104,9 +104,7 @@ def identity_rows(start: int, end: int, size: int, dtype: torch.dtype, device: t
 class _Sweep:
     """Moves directions through nodes first..last-1, in chunks."""
 
-    def __init__(
-        self, chain: Chain, first: int, last: int, move: Move, tape: _Tape, tracked: bool, tick: Tick
-    ) -> None:
+    def __init__(self, chain: Chain, first: int, last: int, move: Move, tape: _Tape, tracked: bool, tick: Tick) -> None:
         self._adjoint = move.action in ("reverse", "pull")
         self._chunk = max(move.chunk, 1)
         self._tracked = tracked

@@ -58,24 +58,28 @@ def _moves(step: Step, costs: ChainCosts, limit: float, beside: float) -> Iterat
 
 def _sweep(step: Step, costs: ChainCosts, limit: float, beside: float, own: float) -> Iterator[Move]:
     adjoint = step.action in ("reverse", "pull")
-    base = _base(step)
-    if base is None:
-        first, last = step.start, step.end
-    else:
-        yield from _moves(base, costs, limit, beside)
-        first, last = (step.start, base.start) if adjoint else (base.end, step.end)
-        beside += costs.block(base.start, base.end)
     count = costs.width(step.end if adjoint else step.start)
-    space = limit - beside - own
-    chunk = costs.chunk(first, last, count, adjoint, space)
+    for base in (_base(step), next(iter(step.parts), None)):
+        if base is None:
+            first, last, held = step.start, step.end, beside
+        else:
+            first, last = (step.start, base.start) if adjoint else (base.end, step.end)
+            held = beside + costs.block(base.start, base.end)
+        space = limit - held - own
+        chunk = costs.chunk(first, last, count, adjoint, space)
+        # sweeps that follow each other are one, unless a direction of the longer one does not fit
+        if chunk >= 1:
+            break
+    if base is not None:
+        yield from _moves(base, costs, limit, beside)
     seconds = costs.sweep(first, last, count, adjoint, base is None, space)
     action: Action = ("reverse" if adjoint else "forward") if base is None else ("pull" if adjoint else "push")
-    peak = beside + own + costs.bytes_for(first, last, chunk)
+    peak = held + own + costs.bytes_for(first, last, chunk)
     yield Move(action, step.start, step.end, first, last, chunk, seconds, peak)
 
 
 def _base(step: Step) -> Step | None:
-    """Return what a sweep starts from: sweeps that follow each other in one direction are one."""
+    """Return what a sweep starts from, passing by those in the same direction."""
     same = {"push": ("push", "forward"), "pull": ("pull", "reverse")}.get(step.action, ())
     while step.parts:
         (part,) = step.parts

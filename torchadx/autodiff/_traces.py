@@ -337,7 +337,7 @@ def _is_count(value: Any, least: int) -> bool:
 
 def _with_bar(chunks: list[tuple[int, int]]) -> Any:
     try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+        from tqdm.auto import tqdm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('progress=True needs tqdm: pip install "torchadx[progress]"') from error
     return tqdm(chunks, desc="directions", unit="chunk")

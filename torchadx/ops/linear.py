@@ -99,6 +99,7 @@ linear_saving = closure.register(
 
 
 def backward_formula(gy, gz, x, w, kept, act, needed):
+    """Compute ``linear_backward`` in plain ATen."""
     g = formulas.cotangent_of_z(gy, gz, kept, resolve(act))
     gx, gw, gb = formulas.input_grads(rows(g), rows(x), w, needed)
     if gx is not None:

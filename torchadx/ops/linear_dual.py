@@ -69,6 +69,7 @@ def _products(g, x, w, needed):
 
 
 def dual_formula(x, w, b, tx, tw, tb, act):
+    """Compute ``linear_dual`` by ``linear_saving`` and plain ATen."""
     row = resolve(act)
     y, z = linear_saving(x, w, b, act)
     tz = formulas.tangent_of_z(rows(x), w, formulas.tangent_rows(tx, x.dim()), tw, tb)

@@ -122,7 +122,7 @@ def only_together(site):
 
 
 def one_way(site):
-    """PyTorch's derivatives that are no transposes of each other: padding is pushed and not pulled, a count likewise."""
+    """PyTorch's derivatives that are no transposes of each other: padding is pushed and not pulled, so is a count."""
     if site.call.target in (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default):
         return site.wrt == (6,)
     return site.call.target is aten.embedding.default and site.arg(2, "padding_idx", -1) >= 0

@@ -60,7 +60,7 @@ class Site:
     @functools.cached_property
     def x(self) -> Tensor:
         """The argument."""
-        value = self.args
+        value: Any = self.args
         for position in self.wrt:
             value = value[position]
         return value
@@ -96,7 +96,7 @@ class Site:
 
 def positions(args: Any, index: int) -> list[tuple[int, ...]]:
     """Return every place among recorded positional arguments where a value is read."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for n, item in enumerate(args):
         if isinstance(item, Ref) and item.index == index:
             found.append((n,))

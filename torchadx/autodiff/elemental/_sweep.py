@@ -18,7 +18,7 @@ def sweep(site: Site) -> Part:
 
     @functools.cache
     def vjp() -> Callable[[Tensor], Tensor]:
-        _, pull = torch.func.vjp(f, x)
+        pull = torch.func.vjp(f, x)[1]
         return lambda c: pull(c)[0]
 
     def pull(c: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def sweep(site: Site) -> Part:
             except NotImplementedError:
                 # without a forward formula: the vjp is linear in its cotangent, and its transpose is the jvp
                 zero = torch.zeros_like(site.y)
-                _, transpose = torch.func.vjp(vjp(), zero)
+                transpose = torch.func.vjp(vjp(), zero)[1]
                 return torch.func.vmap(lambda v: transpose(v)[0])(t)
 
     return Part(push, pull, "sweep", site.x.numel() + site.y.numel(), note=f"{name} is swept by torch.func")

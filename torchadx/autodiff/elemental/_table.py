@@ -26,14 +26,38 @@ def row(*overloads: Any) -> Callable[[Row], Row]:
 
 
 # their derivatives read shape and dtype of the result at most
-_WITHOUT_RESULT = frozenset(
-    ["_reshape_alias", "_unsafe_view", "add", "addmm", "baddbmm", "bmm", "cat", "clone", "convolution", "expand", "linear", "mean", "mm", "mul", "mv", "neg", "permute", "reshape", "select", "slice", "squeeze", "stack", "sub", "sum", "t", "transpose", "unsqueeze", "view"]
-)
+_WITHOUT_RESULT = frozenset([
+    "_adaptive_avg_pool2d", "_reshape_alias", "_to_copy", "_unsafe_view", "abs", "add", "addcmul", "addmm", "alias",
+    "avg_pool2d", "baddbmm", "bmm", "cat", "clamp", "clone", "constant_pad_nd", "convolution", "copy", "cos",
+    "cumsum", "diagonal", "dot", "elu", "embedding", "erf", "expand", "flip", "gather", "gelu", "hardtanh",
+    "im2col", "index", "index_select", "leaky_relu", "lerp", "lift_fresh", "linear", "log", "log1p", "masked_fill",
+    "mean", "mm", "mul", "mv", "neg", "permute", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
+    "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "reshape", "roll", "select",
+    "select_scatter", "silu", "sin", "slice", "slice_scatter", "softplus", "squeeze", "stack", "sub", "sum", "t",
+    "transpose", "tril", "triu", "unfold", "unsqueeze", "upsample_bilinear2d", "upsample_nearest2d", "view",
+    "where",
+])  # fmt: skip
 
 
 def reads_result(overload: Any) -> bool:
     """Whether the derivative of an operation may read the values of its result."""
     return overload.overloadpacket.__name__ not in _WITHOUT_RESULT
+
+
+# autograd takes the statistics that they return beside the result for constants, and their backward operations do
+_WITH_STATISTICS = (
+    "native_layer_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "_fused_rms_norm",
+)
+
+
+def carries(overload: Any, of: int) -> bool:
+    """Whether derivatives pass to a result of an operation, by its position."""
+    return of == 0 or overload.overloadpacket.__name__ not in _WITH_STATISTICS
 
 
 def known(overload: Any) -> bool:

@@ -1,6 +1,8 @@
 """Convolutions, and those that their gradients are: all directions in one call, as samples or as channels."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,18 +87,20 @@ def _cut(t: Tensor, space: torch.Size) -> Tensor:
     return t
 
 
-def _convolution(x: Tensor, w: Tensor, options: tuple) -> _Convolution | None:
+def _convolution(x: Tensor, w: Tensor, options: Sequence[Any]) -> _Convolution | None:
     stride, padding, dilation, transposed, output_padding, groups = options
     space = w.dim() - 2
     if x.dim() != w.dim() or x.is_complex() or not 1 <= space <= 3 or 0 in (*x.shape, *w.shape):
         return None
     if transposed and any(o >= s for o, s in zip(_each(output_padding, space), _each(stride, space), strict=True)):
         return None
-    each = (_each(option, space) for option in (stride, padding, dilation))
-    return _Convolution(*each, transposed, _each(output_padding, space), groups, x.shape[2:], w.shape[2:])
+    stride, padding, dilation, output_padding = (
+        _each(option, space) for option in (stride, padding, dilation, output_padding)
+    )
+    return _Convolution(stride, padding, dilation, transposed, output_padding, groups, x.shape[2:], w.shape[2:])
 
 
-def _each(option: list[int], space: int) -> list[int]:
+def _each(option: Sequence[int], space: int) -> list[int]:
     return list(option) * space if len(option) == 1 else list(option)
 
 

@@ -30,7 +30,7 @@ def elementwise(site: Site) -> Part | None:
         return None
     wide = x if x.shape == y.shape else x.expand(y.shape)
     with translated():
-        _, pull = torch.func.vjp(f, wide)
+        pull = torch.func.vjp(f, wide)[1]
         return diagonal(site, pull(torch.ones_like(y))[0])
 
 

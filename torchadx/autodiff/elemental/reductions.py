@@ -100,7 +100,7 @@ def by_ones(site: Site, dims: Sequence[int]) -> Part | None:
     if site.x.is_complex() or site.y.is_complex():
         return None
     with translated():
-        _, pull = torch.func.vjp(site.function(), site.x)
+        pull = torch.func.vjp(site.function(), site.x)[1]
         return reduced(site, pull(torch.ones_like(site.y))[0], dims)
 
 
