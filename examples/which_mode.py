@@ -254,7 +254,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=100)
     points = measure_all((64, 128) if options.quick else (64, 128, 256, 512, 1024))
     console.print(table_of(points))
     plot(points, options.plot)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchadx.autodiff._chain import Chain, Link
+from torchadx.autodiff._program import Call
 from torchadx.autodiff.elemental import reads_result
 
 
@@ -24,8 +25,16 @@ class Evaluator:
         self._chain = chain
         self._unread = _unread(chain)
         self._dropped = _dropped(chain)
+        self._constant_views = frozenset(
+            number
+            for number, call in enumerate(chain.program.calls)
+            if call.target.is_view and len(call.inputs) == 1 and not call.several
+            if call.inputs[0] in chain.program.constants
+        )
         self._settled: dict[int, Link] = {}
         self._stand_ins: dict[int, Tensor] = {}
+        # transposed weights and such, with what they are views of
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def links(self, arguments: Sequence[Tensor], first: int = 0, last: int | None = None) -> list[Link]:
         """Return the derivatives of nodes first..last-1 at a point.
@@ -44,6 +53,8 @@ class Evaluator:
                 break
             if number in self._unread:
                 self._stand_in(call.outputs, values)
+            elif number in self._constant_views:
+                self._view(number, call, values)
             else:
                 call.run(values)
             if chain.nodes[node].call is call:
@@ -53,6 +64,17 @@ class Evaluator:
             for index in self._dropped[number]:
                 values[index] = None
         return links
+
+    def _view(self, number: int, call: Call, values: list[Any]) -> None:
+        source, result = values[call.inputs[0]], call.outputs[0]
+        known = self._views.get(number)
+        if known is not None and known[0] is source:
+            values[result] = known[1]
+            return
+        call.run(values)
+        # one that is made without gradients would not pass them later
+        if not source.requires_grad:
+            self._views[number] = source, values[result]
 
     def _link(self, node: int, values: Sequence[Any]) -> Link:
         link = self._settled.get(node)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,9 @@ from torchadx.autodiff._problem import Problem
 from torchadx.autodiff._progress import bar
 from torchadx.autodiff._pure import Pure
 from torchadx.autodiff._rates import rates
-from torchadx.autodiff._run import Runner
+from torchadx.autodiff._run import Runner, product
 from torchadx.autodiff._schedule import Move
-from torchadx.autodiff._watch import differentiating
+from torchadx.autodiff._watch import differentiating, looping_quietly
 from torchadx.autodiff.operators import FactoredOperator
 from torchadx.ops import outside_transforms
 
@@ -194,15 +195,30 @@ class JacobianPlan:
         assert chain is not None
         run, tracked = self._runner(moves), _tracked(tensors, chain)
         if problem.batched:
-
-            def one(*sample: Tensor) -> list[Tensor]:
-                stack, seconds = run(sample, tracked, tick)
-                self.measured = tuple(seconds)
-                return stack
-
-            return list(torch.func.vmap(one, problem.dims(tensors), randomness="same")(*tensors))
+            return self._each(tensors, run, tracked, tick)
         stack, seconds = run(tensors, tracked, tick)
         self.measured = tuple(seconds)
+        return stack
+
+    def _each(
+        self, tensors: Sequence[Tensor], run: Runner, tracked: bool, tick: Callable[[int], object]
+    ) -> list[Tensor]:
+        """Compute the factors for every sample; a last product is one of batches, which no transform has to see."""
+        measured: list[float] = []
+
+        def one(*sample: Tensor) -> list[Tensor]:
+            stack, seconds = run(sample, True, tick, last_product=False)
+            measured.extend(seconds)
+            return stack
+
+        with looping_quietly():
+            stack = list(torch.func.vmap(one, self._bound().dims(tensors), randomness="same")(*tensors))
+        begin = time.perf_counter()
+        if run.ends_with_product:
+            left, right = stack.pop(), stack.pop()
+            stack.append(product(left, right, tracked))
+            measured.append(time.perf_counter() - begin)
+        self.measured = tuple(measured)
         return stack
 
     def _runner(self, moves: Sequence[Move]) -> Runner:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchadx import dispatch
+from torchadx.autodiff import _pages
 from torchadx.autodiff._chain import Chain, Link
 from torchadx.autodiff._evaluate import Evaluator
 from torchadx.autodiff._schedule import Move
@@ -31,13 +32,21 @@ class Runner:
         self._recompute = recompute
         self._evaluator = Evaluator(chain)
 
-    def __call__(self, arguments: Sequence[Tensor], tracked: bool, tick: Tick) -> tuple[list[Tensor], list[float]]:
+    @property
+    def ends_with_product(self) -> bool:
+        """Whether the last move multiplies."""
+        return self._moves[-1].action == "multiply"
+
+    def __call__(
+        self, arguments: Sequence[Tensor], tracked: bool, tick: Tick, last_product: bool = True
+    ) -> tuple[list[Tensor], list[float]]:
         """Compute the factors of the Jacobian at a point.
 
         Args:
             arguments: All inputs of the program.
             tracked: Whether somebody differentiates the result, or transforms it: nothing is written in place.
             tick: Called with how many directions were moved.
+            last_product: Whether to do a product that comes last; its factors stay on the stack if not.
 
         Returns:
             What is on the stack in the end, the leftmost factor last, each ``(rows, columns)``; and the seconds of
@@ -47,7 +56,7 @@ class Runner:
         tape = _Tape(self._evaluator, arguments, self._recompute)
         stack: list[Tensor] = []
         seconds = [self._since(begin, arguments)]
-        for move in self._moves:
+        for move in self._moves if last_product or not self.ends_with_product else self._moves[:-1]:
             begin = time.perf_counter()
             self._make(move, stack, tape, tracked, tick)
             seconds.append(self._since(begin, arguments))
@@ -62,7 +71,7 @@ class Runner:
     def _make(self, move: Move, stack: list[Tensor], tape: "_Tape", tracked: bool, tick: Tick) -> None:
         if move.action == "multiply":
             left, right = stack.pop(), stack.pop()
-            stack.append(left @ right)
+            stack.append(product(left, right, tracked))
             return
         first, last = self._places[move.first], self._places[move.last]
         if move.action == "known":
@@ -70,6 +79,16 @@ class Runner:
             return
         sweep = _Sweep(self._chain, first, last, move, tape, tracked, tick)
         stack.append(sweep.run(stack.pop() if move.action in ("push", "pull") else None))
+
+
+def product(left: Tensor, right: Tensor, tracked: bool) -> Tensor:
+    """Multiply two Jacobians, or batches of them, of any real dtypes; ``tracked`` as in :class:`Runner`."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    left, right = left.to(dtype), right.to(dtype)
+    if tracked:
+        return left @ right
+    out = _pages.empty((*left.shape[:-1], right.shape[-1]), dtype, left.device)
+    return torch.matmul(left, right, out=out)
 
 
 def _known(links: Sequence[Link]) -> Tensor:
