@@ -21,7 +21,7 @@ DEV = [*TEST, "import-linter>=2.1", "mypy>=1.15", "pre-commit>=3.7", "ruff>=0.12
 setup(
     name="torchadx",
     version=VERSION,
-    description="Fused linear layers for every differentiation mode of PyTorch, and tools for what autograd saves.",
+    description="Fused linear layers, planned Jacobians and activation memory, for every differentiation mode.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",

@@ -67,6 +67,7 @@ class Evaluator:
 
     def _view(self, number: int, call: Call, values: list[Any]) -> None:
         source, result = values[call.inputs[0]], call.outputs[0]
+        assert result is not None
         known = self._views.get(number)
         if known is not None and known[0] is source:
             values[result] = known[1]

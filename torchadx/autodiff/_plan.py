@@ -21,7 +21,7 @@ from torchadx.autodiff._problem import Problem
 from torchadx.autodiff._progress import bar
 from torchadx.autodiff._pure import Pure
 from torchadx.autodiff._rates import rates
-from torchadx.autodiff._run import Runner, product
+from torchadx.autodiff._run import Runner, alike
 from torchadx.autodiff._schedule import Move
 from torchadx.autodiff._watch import differentiating, looping_quietly
 from torchadx.autodiff.operators import FactoredOperator
@@ -215,8 +215,8 @@ class JacobianPlan:
             stack = list(torch.func.vmap(one, self._bound().dims(tensors), randomness="same")(*tensors))
         begin = time.perf_counter()
         if run.ends_with_product:
-            left, right = stack.pop(), stack.pop()
-            stack.append(product(left, right, tracked))
+            left, right = alike(stack.pop(), stack.pop())
+            stack.append(left @ right if tracked else run.product(left, right))
             measured.append(time.perf_counter() - begin)
         self.measured = tuple(measured)
         return stack

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from torchadx import dispatch
-from torchadx.autodiff import _pages
 from torchadx.autodiff._chain import Chain, Link
 from torchadx.autodiff._evaluate import Evaluator
+from torchadx.autodiff._pages import Pages
 from torchadx.autodiff._schedule import Move
 
 Tick = Callable[[int], object]
@@ -31,6 +31,7 @@ class Runner:
         self._moves = tuple(moves)
         self._recompute = recompute
         self._evaluator = Evaluator(chain)
+        self._pages = Pages()
 
     @property
     def ends_with_product(self) -> bool:
@@ -62,6 +63,11 @@ class Runner:
             seconds.append(self._since(begin, arguments))
         return stack, seconds
 
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply the two factors of a result, or batches of them, that nobody differentiates."""
+        out = self._pages.empty((*left.shape[:-1], right.shape[-1]), left.dtype, left.device)
+        return torch.matmul(left, right, out=out)
+
     @staticmethod
     def _since(begin: float, arguments: Sequence[Tensor]) -> float:
         if arguments:
@@ -70,8 +76,9 @@ class Runner:
 
     def _make(self, move: Move, stack: list[Tensor], tape: "_Tape", tracked: bool, tick: Tick) -> None:
         if move.action == "multiply":
-            left, right = stack.pop(), stack.pop()
-            stack.append(product(left, right, tracked))
+            left, right = alike(stack.pop(), stack.pop())
+            is_result = move is self._moves[-1]
+            stack.append(self.product(left, right) if is_result and not tracked else left @ right)
             return
         first, last = self._places[move.first], self._places[move.last]
         if move.action == "known":
@@ -81,14 +88,10 @@ class Runner:
         stack.append(sweep.run(stack.pop() if move.action in ("push", "pull") else None))
 
 
-def product(left: Tensor, right: Tensor, tracked: bool) -> Tensor:
-    """Multiply two Jacobians, or batches of them, of any real dtypes; ``tracked`` as in :class:`Runner`."""
+def alike(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring two Jacobians to one dtype, where the function changes it on the way."""
     dtype = torch.promote_types(left.dtype, right.dtype)
-    left, right = left.to(dtype), right.to(dtype)
-    if tracked:
-        return left @ right
-    out = _pages.empty((*left.shape[:-1], right.shape[-1]), dtype, left.device)
-    return torch.matmul(left, right, out=out)
+    return left.to(dtype), right.to(dtype)
 
 
 def _known(links: Sequence[Link]) -> Tensor:

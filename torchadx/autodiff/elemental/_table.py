@@ -11,37 +11,31 @@ from torchadx.autodiff.elemental._sweep import sweep
 Row = Callable[[Site], Part | None]
 
 _rows: dict[Any, Row] = {}
+_without_result: set[Any] = set()
 
 
-def row(*overloads: Any) -> Callable[[Row], Row]:
-    """Add a row: a function from a :class:`Site` to its :class:`Part`, or ``None`` for cases it does not know."""
+def row(*overloads: Any, reads_result: bool = True) -> Callable[[Row], Row]:
+    """Add a row: a function from a :class:`Site` to its :class:`Part`, or ``None`` for cases it does not know.
+
+    Args:
+        overloads: The operations that it is for.
+        reads_result: Whether it reads values of the result; if not, a result that nobody else reads is not computed.
+    """
 
     def add(function: Row) -> Row:
         for overload in overloads:
             assert overload not in _rows, overload
             _rows[overload] = function
+        if not reads_result:
+            _without_result.update(overloads)
         return function
 
     return add
 
 
-# their derivatives read shape and dtype of the result at most
-_WITHOUT_RESULT = frozenset([
-    "_adaptive_avg_pool2d", "_reshape_alias", "_to_copy", "_unsafe_view", "abs", "add", "addcmul", "addmm", "alias",
-    "avg_pool2d", "baddbmm", "bmm", "cat", "clamp", "clone", "constant_pad_nd", "convolution", "copy", "cos",
-    "cumsum", "diagonal", "dot", "elu", "embedding", "erf", "expand", "flip", "gather", "gelu", "hardtanh",
-    "im2col", "index", "index_select", "leaky_relu", "lerp", "lift_fresh", "linear", "log", "log1p", "masked_fill",
-    "mean", "mm", "mul", "mv", "neg", "permute", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d",
-    "reflection_pad2d", "repeat", "replication_pad1d", "replication_pad2d", "reshape", "roll", "select",
-    "select_scatter", "silu", "sin", "slice", "slice_scatter", "softplus", "squeeze", "stack", "sub", "sum", "t",
-    "transpose", "tril", "triu", "unfold", "unsqueeze", "upsample_bilinear2d", "upsample_nearest2d", "view",
-    "where",
-])  # fmt: skip
-
-
 def reads_result(overload: Any) -> bool:
-    """Whether the derivative of an operation may read the values of its result."""
-    return overload.overloadpacket.__name__ not in _WITHOUT_RESULT
+    """Whether the derivative of an operation may read the values of its result, rather than its shape and dtype."""
+    return overload not in _without_result
 
 
 # autograd takes the statistics that they return beside the result for constants, and their backward operations do

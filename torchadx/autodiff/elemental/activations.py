@@ -53,7 +53,7 @@ def real_slope(site: Site) -> Part | None:
     return None if site.x.is_complex() else diagonal(site, _REAL_SLOPES[site.call.target](site.x, site.y))
 
 
-@row(aten.abs.default)
+@row(aten.abs.default, reads_result=False)
 def magnitude(site: Site) -> Part:
     """Its slope is the sign; of complex numbers, the change along the number's own direction."""
     x = site.x
@@ -98,21 +98,21 @@ def rsub(site: Site) -> Part:
     return scaled(site, -alpha if site.wrt == (0,) else 1)
 
 
-@row(aten.where.self)
+@row(aten.where.self, reads_result=False)
 def where(site: Site) -> Part:
     """One of two."""
     condition = site.args[0]
     return masked(site, condition if site.wrt == (1,) else ~condition)
 
 
-@row(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+@row(aten.masked_fill.Scalar, aten.masked_fill.Tensor, reads_result=False)
 def masked_fill(site: Site) -> Part:
     """A constant where the mask says so."""
     mask = site.args[1]
     return masked(site, ~mask if site.wrt == (0,) else mask)
 
 
-@row(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
+@row(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default, reads_result=False)
 def clamp(site: Site) -> Part | None:
     """Its slope is 1 inside and, but for hardtanh, at the bounds."""
     x = site.x
@@ -127,7 +127,7 @@ def clamp(site: Site) -> Part | None:
     return masked(site, x >= low if high is None else (x >= low) & (x <= high))
 
 
-@row(aten.leaky_relu.default)
+@row(aten.leaky_relu.default, reads_result=False)
 def leaky_relu(site: Site) -> Part:
     """Its slope is 1 above 0, a small one below."""
     return masked(site, site.x > 0, 1, site.arg(1, "negative_slope", 0.01))
@@ -147,14 +147,14 @@ def hardtanh_backward(site: Site) -> Part:
     return masked(site, (x > low) & (x < high)) if site.wrt == (0,) else nothing(site)
 
 
-@row(aten.softplus.default)
+@row(aten.softplus.default, reads_result=False)
 def softplus(site: Site) -> Part:
     """log(1 + exp(beta x)) / beta, linear from a threshold on."""
     x, beta, threshold = site.x, site.arg(1, "beta", 1), site.arg(2, "threshold", 20)
     return diagonal(site, torch.where(x * beta > threshold, 1, (x * beta).sigmoid()))
 
 
-@row(aten.elu.default)
+@row(aten.elu.default, reads_result=False)
 def elu(site: Site) -> Part:
     """Scale times x above 0, alpha (exp(x scale') - 1) below."""
     x = site.x
@@ -185,7 +185,7 @@ def extremum(site: Site) -> Part:
     return masked(site, wins | (own == other), torch.where(own == other, 0.5, 1.0).to(own.dtype))
 
 
-@row(aten.lerp.Scalar, aten.lerp.Tensor)
+@row(aten.lerp.Scalar, aten.lerp.Tensor, reads_result=False)
 def lerp(site: Site) -> Part:
     """(1 - weight) start + weight end."""
     start, end, weight = site.args
@@ -195,7 +195,7 @@ def lerp(site: Site) -> Part:
     return diagonal(site, own) if isinstance(own, Tensor) else scaled(site, own)
 
 
-@row(aten.addcmul.default)
+@row(aten.addcmul.default, reads_result=False)
 def addcmul(site: Site) -> Part:
     """First plus value second third."""
     if site.wrt == (0,):

@@ -109,7 +109,7 @@ def _flops(conv: _Convolution, x: Tensor, y: Tensor, w: Tensor) -> float:
     return 2.0 * (x if conv.transposed else y).numel() * numel(w.shape[1:])
 
 
-@row(aten.convolution.default)
+@row(aten.convolution.default, reads_result=False)
 def convolution(site: Site) -> Part | None:
     """By the image, the window, or the bias."""
     x, w = site.args[:2]
@@ -170,7 +170,7 @@ def _bias_gradient(site: Site) -> Part:
     )
 
 
-@row(aten.im2col.default)
+@row(aten.im2col.default, reads_result=False)
 def im2col(site: Site) -> Part | None:
     """Windows as columns; back they are added up."""
     if site.x.dim() != 4:

@@ -32,7 +32,7 @@ def chosen(site: Site, indices: Tensor, dim: int, transposed: bool = False) -> P
     return Part(take, put, "stream", site.x.numel())
 
 
-@row(aten.gather.default)
+@row(aten.gather.default, reads_result=False)
 def gather(site: Site) -> Part:
     """Entries by number."""
     return chosen(site, site.args[2], site.args[1])
@@ -57,7 +57,7 @@ def selected(site: Site) -> Part:
     )
 
 
-@row(aten.index_select.default)
+@row(aten.index_select.default, reads_result=False)
 def index_select(site: Site) -> Part | None:
     """Slices by number."""
     shape, dim, index = site.x.shape, site.args[1], site.args[2]
@@ -71,7 +71,7 @@ def index_select(site: Site) -> Part | None:
     return Part(lambda t: t.index_select(dim, index), pull, "stream", site.y.numel())
 
 
-@row(aten.embedding.default)
+@row(aten.embedding.default, reads_result=False)
 def embedding(site: Site) -> Part | None:
     """Rows of a table by number; that of padding has no gradient, only a tangent."""
     table, index = site.args[:2]
@@ -116,7 +116,7 @@ def _places(indices: Sequence[Tensor | None]) -> _Places | None:
     return _Places(indices) if any(index is not None for index in indices) else None
 
 
-@row(aten.index.Tensor, aten._unsafe_index.Tensor)
+@row(aten.index.Tensor, aten._unsafe_index.Tensor, reads_result=False)
 def index(site: Site) -> Part | None:
     """Entries by numbers or by a mask that the argument does not decide."""
     places, shape = _places(site.args[1]), site.x.shape
@@ -175,7 +175,7 @@ def _slab(site: Site, take: Any, put: Any) -> Part:
     )
 
 
-@row(aten.slice_scatter.default)
+@row(aten.slice_scatter.default, reads_result=False)
 def slice_scatter(site: Site) -> Part:
     """A stretch replaced."""
     dim = site.arg(2, "dim", 0) % site.y.dim()
@@ -188,7 +188,7 @@ def slice_scatter(site: Site) -> Part:
     )
 
 
-@row(aten.select_scatter.default)
+@row(aten.select_scatter.default, reads_result=False)
 def select_scatter(site: Site) -> Part:
     """One entry of a dimension replaced."""
     dim, index = site.args[2] % site.y.dim() + 1, site.args[3]

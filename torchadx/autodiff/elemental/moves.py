@@ -22,20 +22,20 @@ def of_the_same_shape(site: Site) -> Part:
     return nothing(site)
 
 
-@row(aten.copy.default, aten.fill.Tensor)
+@row(aten.copy.default, aten.fill.Tensor, reads_result=False)
 def copy(site: Site) -> Part:
     """The second argument in the shape of the first."""
     return nothing(site) if site.wrt == (0,) else scaled(site, 1)
 
 
-@row(aten.flip.default)
+@row(aten.flip.default, reads_result=False)
 def flip(site: Site) -> Part:
     """Its own inverse."""
     dims = [dim % max(site.x.dim(), 1) + 1 for dim in site.args[1]] if site.x.dim() else []
     return Part(lambda t: t.flip(dims), lambda c: c.flip(dims), "stream", site.x.numel())
 
 
-@row(aten.roll.default)
+@row(aten.roll.default, reads_result=False)
 def roll(site: Site) -> Part | None:
     """Rolled back."""
     x, shifts, dims = site.x, list(site.args[1]), list(site.arg(2, "dims", ()))
@@ -54,7 +54,7 @@ def roll(site: Site) -> Part | None:
     )
 
 
-@row(aten.repeat.default)
+@row(aten.repeat.default, reads_result=False)
 def repeat(site: Site) -> Part:
     """Copies side by side; back they are added up."""
     repeats, shape = list(site.args[1]), site.x.shape
@@ -69,7 +69,7 @@ def repeat(site: Site) -> Part:
     return Part(lambda t: t.reshape(t.shape[0], *padded).repeat(1, *repeats), pull, "stream", site.y.numel())
 
 
-@row(aten.tril.default, aten.triu.default)
+@row(aten.tril.default, aten.triu.default, reads_result=False)
 def triangle(site: Site) -> Part:
     """Zero on one side of a diagonal."""
     cut, offset = site.call.target, site.arg(1, "diagonal", 0)
@@ -81,7 +81,7 @@ def _plane(site: Site, rank: int, defaults: tuple[int, int] = (0, 1)) -> tuple[i
     return site.arg(1, "offset", 0), a % rank + 1, b % rank + 1
 
 
-@row(aten.diagonal.default)
+@row(aten.diagonal.default, reads_result=False)
 def diagonal_of(site: Site) -> Part:
     """A diagonal of two dimensions."""
     shape = site.x.shape
@@ -141,7 +141,7 @@ def select_backward(site: Site) -> Part:
     )
 
 
-@row(aten.unfold.default)
+@row(aten.unfold.default, reads_result=False)
 def unfold(site: Site) -> Part | None:
     """Windows that may overlap; back they are added up."""
     shape = site.x.shape

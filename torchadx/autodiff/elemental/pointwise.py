@@ -53,13 +53,13 @@ def scaled(site: Site, factor: Any) -> Part:
     return Part(push, pull, "reshape" if same else "stream", y.numel())
 
 
-@row(aten.add.Tensor)
+@row(aten.add.Tensor, reads_result=False)
 def add(site: Site) -> Part:
     """First plus alpha second."""
     return scaled(site, 1 if site.wrt == (0,) else site.kwargs.get("alpha", 1))
 
 
-@row(aten.sub.Tensor)
+@row(aten.sub.Tensor, reads_result=False)
 def sub(site: Site) -> Part:
     """First minus alpha second."""
     return scaled(site, 1 if site.wrt == (0,) else -site.kwargs.get("alpha", 1))
@@ -68,19 +68,19 @@ def sub(site: Site) -> Part:
 @row(
     aten.add.Scalar, aten.sub.Scalar, aten._to_copy.default, aten.clone.default, aten.alias.default,
     aten.lift_fresh.default,
-)  # fmt: skip
+    reads_result=False)  # fmt: skip
 def unchanged(site: Site) -> Part:
     """Copies, other dtypes, and constants added."""
     return scaled(site, 1)
 
 
-@row(aten.neg.default)
+@row(aten.neg.default, reads_result=False)
 def neg(site: Site) -> Part:
     """Minus a."""
     return scaled(site, -1)
 
 
-@row(aten.mul.Scalar)
+@row(aten.mul.Scalar, reads_result=False)
 def times_number(site: Site) -> Part:
     """A times a number."""
     return scaled(site, site.args[1])
@@ -92,7 +92,7 @@ def over_number(site: Site) -> Part:
     return scaled(site, 1 / site.args[1])
 
 
-@row(aten.mul.Tensor)
+@row(aten.mul.Tensor, reads_result=False)
 def mul(site: Site) -> Part:
     """A times b."""
     other = site.args[1 - site.wrt[0]]
@@ -137,14 +137,14 @@ def exp(site: Site) -> Part:
     return diagonal(site, site.y)
 
 
-@row(aten.gelu.default)
+@row(aten.gelu.default, reads_result=False)
 def gelu(site: Site) -> Part:
     """Its slope as ATen has it."""
     one = torch.ones_like(site.x)
     return diagonal(site, aten.gelu_backward(one, site.x, approximate=site.kwargs.get("approximate", "none")))
 
 
-@row(aten.silu.default)
+@row(aten.silu.default, reads_result=False)
 def silu(site: Site) -> Part:
     """Its slope is s (1 + x (1 - s)) with the sigmoid s; ATen's own cannot be differentiated again."""
     s = torch.sigmoid(site.x)

@@ -31,13 +31,13 @@ def _left(site: Site, a: Tensor) -> Part:
     return Part(lambda t: a @ t, lambda c: adjoint(a) @ c, "product", 2 * numel(a.shape) * columns, matrix)
 
 
-@row(aten.mm.default)
+@row(aten.mm.default, reads_result=False)
 def mm(site: Site) -> Part:
     """A @ b."""
     return _right(site, site.args[1]) if site.wrt == (0,) else _left(site, site.args[0])
 
 
-@row(aten.addmm.default)
+@row(aten.addmm.default, reads_result=False)
 def addmm(site: Site) -> Part:
     """Beta c + alpha a @ b."""
     _, a, b = site.args
@@ -47,7 +47,7 @@ def addmm(site: Site) -> Part:
     return _right(site, _times(b, alpha)) if site.wrt == (1,) else _left(site, _times(a, alpha))
 
 
-@row(aten.linear.default)
+@row(aten.linear.default, reads_result=False)
 def linear(site: Site) -> Part:
     """X @ weight^T + bias, with any leading dimensions."""
     x, weight = site.args[0], site.args[1]
@@ -69,7 +69,7 @@ def linear(site: Site) -> Part:
     )
 
 
-@row(aten.bmm.default)
+@row(aten.bmm.default, reads_result=False)
 def bmm(site: Site) -> Part:
     """A batch of a @ b."""
     a, b = site.args
@@ -79,7 +79,7 @@ def bmm(site: Site) -> Part:
     return Part(lambda t: a @ t, lambda c: adjoint(a) @ c, "product", flops)
 
 
-@row(aten.baddbmm.default)
+@row(aten.baddbmm.default, reads_result=False)
 def baddbmm(site: Site) -> Part:
     """Beta c + alpha a @ b, in batches."""
     _, a, b = site.args
@@ -94,7 +94,7 @@ def baddbmm(site: Site) -> Part:
     return Part(lambda t: a @ t, lambda c: adjoint(a) @ c, "product", flops)
 
 
-@row(aten.mv.default)
+@row(aten.mv.default, reads_result=False)
 def mv(site: Site) -> Part:
     """A @ v."""
     a, v = site.args
@@ -103,7 +103,7 @@ def mv(site: Site) -> Part:
     return Part(lambda t: t @ v, lambda c: c.unsqueeze(-1) * conj(v), "product", 2 * a.numel())
 
 
-@row(aten.dot.default)
+@row(aten.dot.default, reads_result=False)
 def dot(site: Site) -> Part:
     """The sum of a b."""
     other = site.args[1 - site.wrt[0]]

@@ -14,13 +14,13 @@ from torchadx.autodiff.elemental._table import row
 aten = torch.ops.aten
 
 
-@row(aten.sum.default, aten.sum.dim_IntList)
+@row(aten.sum.default, aten.sum.dim_IntList, reads_result=False)
 def total(site: Site) -> Part:
     """A sum over some dimensions, or all."""
     return _sum(site, 1.0)
 
 
-@row(aten.mean.default, aten.mean.dim)
+@row(aten.mean.default, aten.mean.dim, reads_result=False)
 def mean(site: Site) -> Part:
     """A mean over some dimensions, or all."""
     return _sum(site, max(site.y.numel(), 1) / max(site.x.numel(), 1))
@@ -125,7 +125,7 @@ def over_all(site: Site) -> Part | None:
     return by_ones(site, range(site.x.dim()))
 
 
-@row(aten.cumsum.default)
+@row(aten.cumsum.default, reads_result=False)
 def cumsum(site: Site) -> Part:
     """Sums up to every entry; back, from every entry on."""
     if not site.x.dim():

@@ -50,7 +50,7 @@ def _filled(options: Sequence[Any], target: Any) -> list[Any]:
 
 
 def _resized(target: Any, transpose: Any, space: int) -> None:
-    @row(target)
+    @row(target, reads_result=False)
     def resize(site: Site) -> Part:
         size, *options = _filled(site.args[1:], target)
         image = site.x.shape[1:]
@@ -61,7 +61,7 @@ def _resized(target: Any, transpose: Any, space: int) -> None:
             (space + 1, space + 1),
         )
 
-    @row(transpose)
+    @row(transpose, reads_result=False)
     def back(site: Site) -> Part:
         size, (_, *image), *options = site.args[1:]
         return folded(
@@ -83,13 +83,13 @@ def _local(target: Any, transpose: Any, space: int) -> None:
 
         return lambda t: target(t, *options), back
 
-    @row(target)
+    @row(target, reads_result=False)
     def there(site: Site) -> Part:
         image = site.x.shape
         push, pull = pair(image, _filled(site.args[1:], target))
         return folded(site, push, pull, (space + 1, space + 1))
 
-    @row(transpose)
+    @row(transpose, reads_result=False)
     def back(site: Site) -> Part:
         if site.wrt == (1,):
             return nothing(site)
@@ -103,7 +103,7 @@ for _entry in _PADDED + _AVERAGED:
     _local(*_entry)
 
 
-@row(aten.constant_pad_nd.default)
+@row(aten.constant_pad_nd.default, reads_result=False)
 def constant_pad(site: Site) -> Part:
     """Zeros around; back they are cut off."""
     pad = list(site.args[1])
@@ -113,7 +113,7 @@ def constant_pad(site: Site) -> Part:
     )
 
 
-@row(aten.pixel_shuffle.default)
+@row(aten.pixel_shuffle.default, reads_result=False)
 def pixel_shuffle(site: Site) -> Part:
     """Channels become pixels."""
     factor = site.args[1]
@@ -122,7 +122,7 @@ def pixel_shuffle(site: Site) -> Part:
     )
 
 
-@row(aten.pixel_unshuffle.default)
+@row(aten.pixel_unshuffle.default, reads_result=False)
 def pixel_unshuffle(site: Site) -> Part:
     """Pixels become channels."""
     factor = site.args[1]

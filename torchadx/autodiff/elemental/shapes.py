@@ -13,7 +13,7 @@ aten = torch.ops.aten
 @row(
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default,
     aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-)  # fmt: skip
+    reads_result=False)  # fmt: skip
 def reshape(site: Site) -> Part:
     """The same elements in the same order."""
     return reshaped(site)
@@ -24,7 +24,7 @@ def _dim(dim: int, rank: int) -> int:
     return dim % rank + 1 if rank else 1
 
 
-@row(aten.t.default)
+@row(aten.t.default, reads_result=False)
 def t(site: Site) -> Part:
     """A matrix transposed."""
     if site.x.dim() < 2:
@@ -32,7 +32,7 @@ def t(site: Site) -> Part:
     return Part(lambda v: v.mT, lambda c: c.mT, "view")
 
 
-@row(aten.transpose.int)
+@row(aten.transpose.int, reads_result=False)
 def transpose(site: Site) -> Part:
     """Two dimensions change places."""
     if not site.x.dim():
@@ -41,7 +41,7 @@ def transpose(site: Site) -> Part:
     return Part(lambda v: v.transpose(a, b), lambda c: c.transpose(a, b), "view")
 
 
-@row(aten.permute.default)
+@row(aten.permute.default, reads_result=False)
 def permute(site: Site) -> Part:
     """Dimensions change places."""
     order = [0, *(_dim(dim, site.x.dim()) for dim in site.args[1])]
@@ -49,7 +49,7 @@ def permute(site: Site) -> Part:
     return Part(lambda v: v.permute(order), lambda c: c.permute(back), "view")
 
 
-@row(aten.expand.default)
+@row(aten.expand.default, reads_result=False)
 def expand(site: Site) -> Part:
     """Elements are repeated."""
     shape, wide = site.x.shape, site.y.shape
@@ -62,7 +62,7 @@ def expand(site: Site) -> Part:
     )
 
 
-@row(aten.slice.Tensor)
+@row(aten.slice.Tensor, reads_result=False)
 def slice_(site: Site) -> Part:
     """Every step-th entry of a dimension from start to end."""
     shape = site.x.shape
@@ -76,7 +76,7 @@ def slice_(site: Site) -> Part:
     return Part(lambda v: aten.slice(v, dim, start, end, step), pull, "stream")
 
 
-@row(aten.select.int)
+@row(aten.select.int, reads_result=False)
 def select(site: Site) -> Part:
     """One entry of a dimension."""
     shape = site.x.shape
@@ -88,7 +88,7 @@ def select(site: Site) -> Part:
     )
 
 
-@row(aten.cat.default)
+@row(aten.cat.default, reads_result=False)
 def cat(site: Site) -> Part:
     """Tensors one after the other."""
     items, position = site.args[0], site.wrt[1]
@@ -107,7 +107,7 @@ def _inserted(site: Site, dim: int, start: int) -> Part:
     return Part(push, lambda c: c.narrow(dim, start, length), "stream", site.y.numel())
 
 
-@row(aten.stack.default)
+@row(aten.stack.default, reads_result=False)
 def stack(site: Site) -> Part:
     """Tensors along a new dimension."""
     wide, position = site.y.shape, site.wrt[1]
