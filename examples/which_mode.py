@@ -25,6 +25,7 @@ from torchadx import autodiff
 
 try:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -134,6 +135,10 @@ def plot(points: dict[str, list[Point]], path: Path) -> None:
     for axes, (name, several) in zip(panels.flat, points.items(), strict=True):
         draw_times(axes, several)
         axes.set_title(f"{name}:  {FORMULAS[name]}", loc="left")
+    low, high = panels[0, 0].get_ylim()
+    panels[0, 0].set_ylim(low, 2 * high)  # room for what is said above the lines
+    panels[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
     for axes in panels[-1]:
         axes.set_xlabel("width w")
     for axes in panels[:, 0]:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from points import MODES, point, says
+from points import MODES, network, point, says
 from torch import nn
 from zoo import agree
 
-from torchadx.autodiff import DerivativeError, jacobian
+from torchadx.autodiff import DerivativeError, jacobian, plan_jacobian
 
 X = point(4)
 ROWS = point(5, 3, name="rows")
@@ -128,3 +128,24 @@ def test_gradient_hooks_inside_are_kept_or_refused():
         assert "hook" in got
     else:
         agree(got, expected)
+
+
+def test_functions_that_change_are_not_taken_for_what_they_were():
+    calls = []
+
+    def f(x):
+        calls.append(x)
+        return x.sin() * len(calls)
+
+    plan = plan_jacobian(f, X)
+    assert not plan.traced
+    assert any("another point" in note for note in plan.notes)
+    calls.clear()
+    agree(plan(X), torch.func.jacrev(torch.sin)(X))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_compiled_modules(backend, frozen):
+    model = network(4, 6, 3).requires_grad_(not frozen)
+    agree(jacobian(torch.compile(model, backend=backend), X), torch.func.jacrev(model)(X))

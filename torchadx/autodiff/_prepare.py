@@ -73,6 +73,7 @@ def prepare(problem: Problem, tensors: Sequence[Tensor], options: Options) -> Pr
         if program.random and options.randomness != "same":
             raise DerivativeError(RANDOM)
         notes = _stops(program, problem)
+        _check_elsewhere(problem, program, sample)
     except UntraceableError as why:
         return _whole(problem, sample, options, str(why))
     if problem.batched:
@@ -119,6 +120,28 @@ def _stops(program: Program, problem: Problem) -> list[str]:
             )
         notes.append(f"detach at {call.line} stops derivatives")
     return notes
+
+
+def _check_elsewhere(problem: Problem, program: Program, sample: Sequence[Tensor]) -> None:
+    """Compare function and recording at a second point: values that left unseen would have stayed what they were.
+
+    Raises:
+        UntraceableError: They differ.
+    """
+    if program.random:
+        return
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        moved = [
+            x + 0.01 * x * torch.rand(x.shape, generator=generator).to(x) if x.is_floating_point() else x.clone()
+            for x in sample
+        ]
+        recorded = program.run(*moved)
+        for expected, got in zip(problem.outputs(*moved), recorded, strict=True):
+            scale = got.abs().max().nan_to_num(0.0, 0.0, 0.0).item() if got.numel() else 0.0
+            tolerance = 1e-2 if got.dtype.itemsize < 4 else 1e-3 if got.dtype.itemsize < 8 else 1e-8
+            if not torch.allclose(expected, got, tolerance, tolerance * scale, equal_nan=True):
+                raise UntraceableError("what was recorded computes something else at another point")
 
 
 def _check_mixing(problem: Problem, tensors: Sequence[Tensor], program: Program) -> None:
