@@ -106,3 +106,13 @@ def test_errors_of_the_function_itself_come_through():
         jacobian(f, X)
     with pytest.raises(RuntimeError, match=r"shape|size"):
         jacobian(lambda x: x @ torch.ones(7, 2).double(), X)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
+def test_copies_by_torch_tensor_stop_derivatives():
+    def f(x):
+        return x * torch.tensor(x)
+
+    plan = plan_jacobian(f, X)
+    agree(plan(X), torch.func.jacrev(f)(X))
+    assert any("detach" in note for note in plan.notes)

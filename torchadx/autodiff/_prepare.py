@@ -95,6 +95,8 @@ def one_sample(tensors: Sequence[Tensor], problem: Problem) -> list[Tensor]:
 def _program(problem: Problem, sample: Sequence[Tensor]) -> Program:
     try:
         return record(problem.outputs, sample, problem.module)
+    except NotImplementedError as error:
+        raise UntraceableError(f"it does what no recording sees ({str(error).splitlines()[0]})") from error
     except (ValueError, RuntimeError) as error:
         if not problem.batched or isinstance(error, DerivativeError):
             raise

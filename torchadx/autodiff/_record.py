@@ -192,7 +192,8 @@ class _Watch(TorchFunctionMode):
             return "inference_mode"
         if not torch.is_grad_enabled():
             return "no_grad"
-        return "detach" if name == "detach" else ""
+        # torch.tensor of a tensor is a detached copy
+        return "detach" if name in ("detach", "tensor") else ""
 
 
 class _Tape(TorchDispatchMode):
