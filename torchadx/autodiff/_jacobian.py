@@ -137,14 +137,14 @@ def hessian(
     randomness: Randomness = "error",
     progress: bool = False,
 ) -> Any:
-    """Compute the Hessian of a function with one number as its result.
+    """Compute the Hessian of a function: of one number, or of each number of its result.
 
     It is the Jacobian of the gradient, whose recording holds the forward and the backward pass: moving tangents through
     it is forward-over-reverse mode, moving cotangents reverse-over-reverse, and linear layers, narrow places and
     independent samples are made use of as in :func:`jacobian`, whose arguments these are.
 
     Args:
-        f: Function or module with one number as its result (one for each sample if ``batched``).
+        f: Function or module, usually with one number as its result (one for each sample if ``batched``).
         args: See :func:`jacobian`.
         argnums: See :func:`jacobian`.
         params: See :func:`jacobian`.
@@ -156,13 +156,14 @@ def hessian(
         progress: See :func:`jacobian`.
 
     Returns:
-        As ``torch.func.hessian(f, argnums)(*args)``: the structure of the inputs, twice, of tensors
-        ``(*input.shape, *input.shape)``; with ``batched`` ``(samples, ...)`` without the leading dimensions.
+        As ``torch.func.hessian(f, argnums)(*args)``: the structure of the outputs, in it that of the inputs, twice, of
+        tensors ``(*output.shape, *input.shape, *input.shape)``; with ``batched`` ``(samples, ...)`` without the leading
+        dimensions.
 
     Raises:
         DerivativeError: See :func:`jacobian`.
         TypeError: See :func:`jacobian`.
-        ValueError: ``f`` returns more than one number.
+        ValueError: See :func:`jacobian`.
 
     >>> hessian(lambda x: (x**3).sum(), torch.tensor([1.0, 2.0]))
     tensor([[ 6.,  0.],

@@ -53,7 +53,6 @@ class Decision:
         reverse: The same of pure reverse mode.
         limit: Bytes that may be alive at once.
         tape: Bytes that are held throughout.
-        calls: Operations that evaluating the function takes.
     """
 
     layout: Layout
@@ -135,7 +134,8 @@ def decide(
         DerivativeError: Nothing fits into the limit.
     """
     costs = ChainCosts(layout.segments, layout.widths, rates, itemsize, samples, chunk)
-    ways = [way for actions in (_actions(mode), FORWARD, REVERSE) for way in _ways(costs, actions, limit, mode)]
+    choices = dict.fromkeys((_actions(mode), FORWARD, REVERSE))
+    ways = [way for actions in choices for way in _ways(costs, actions, limit, mode)]
     # in chunks a long sweep differs from the sum of its parts, so that a pure mode may turn out to be the best
     allowed = [way for way in ways if way.actions <= _actions(mode)]
     if mode == "mixed":

@@ -26,7 +26,6 @@ class Problem:
 
     Attributes:
         f: The caller's function.
-        argnums: Which positional arguments to differentiate by; ``None`` when it is parameters.
         params: Names of the parameters to differentiate by; ``None`` when it is arguments.
         batched: Whether samples are independent, along the leading dimension of every tensor.
         gradient: Whether the function to differentiate is the gradient of ``f``: the result is a Hessian.
@@ -38,7 +37,6 @@ class Problem:
     """
 
     f: Callable[..., Any]
-    argnums: int | tuple[int, ...] | None
     params: tuple[str, ...] | None
     batched: bool
     gradient: bool
@@ -140,14 +138,7 @@ class Problem:
     def gradient_of(self, run: Flat, *tensors: Tensor) -> list[Tensor]:
         """The first derivatives of a function of flat tensors, by output and input; of one number its gradient."""
         chosen = [tensors[position] for position in self.wrt]
-
-        def f(*inputs: Tensor) -> tuple[Tensor, ...]:
-            every = list(tensors)
-            for position, value in zip(self.wrt, inputs, strict=True):
-                every[position] = value
-            return tuple(run(*every))
-
-        outputs, pull = torch.func.vjp(f, *chosen)  # type: ignore[misc]
+        outputs, pull = torch.func.vjp(of_inputs(run, tensors, self.wrt), *chosen)  # type: ignore[misc]
         found = []
         for position, output in enumerate(outputs):
             count = output.numel()
@@ -172,6 +163,18 @@ class Problem:
     def wrt_tree(self, items: Sequence[Any]) -> Any:
         """Give one item for each input the structure of the inputs."""
         return pytree.tree_unflatten(list(items), self.wrt_spec)
+
+
+def of_inputs(run: Flat, tensors: Sequence[Tensor], wrt: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+    """Return the function of the tensors at positions ``wrt`` alone; the others stay what they are."""
+
+    def f(*inputs: Tensor) -> tuple[Tensor, ...]:
+        every = list(tensors)
+        for position, value in zip(wrt, inputs, strict=True):
+            every[position] = value
+        return tuple(run(*every))
+
+    return f
 
 
 _SPECS = ("spec", "wrt_spec", "out_spec")
@@ -207,7 +210,7 @@ def state(
         count = sum(isinstance(leaf, Tensor) for leaf in leaves)
         wrt = tuple(range(count, count + len(names)))
         wrt_spec = pytree.tree_structure(dict.fromkeys(names, 0))
-    problem = Problem(f, argnums, names, batched, gradient, spec, static, wrt, wrt_spec)
+    problem = Problem(f, names, batched, gradient, spec, static, wrt, wrt_spec)
     tensors = problem.tensors(args)
     for position in wrt:
         _check_input(tensors[position])

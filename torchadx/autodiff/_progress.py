@@ -1,7 +1,8 @@
-"""A bar over directions."""
+"""Bars over directions."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -14,9 +15,18 @@ def bar(total: int) -> Iterator[Callable[[int], object]]:
     if not total:
         yield lambda moved: None
         return
+    with tqdm()(total=total, unit="direction") as shown:
+        yield shown.update
+
+
+def tqdm() -> Any:
+    """Return the class of bars.
+
+    Raises:
+        ModuleNotFoundError: tqdm is not installed.
+    """
     try:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('progress=True needs tqdm: pip install "torchadx[progress]"', name="tqdm") from error
-    with tqdm(total=total, unit="direction") as shown:
-        yield shown.update
+    return tqdm

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from torchadx.autodiff._errors import DerivativeError
+from torchadx.autodiff._problem import of_inputs
 from torchadx.autodiff._run import identity_rows
 from torchadx.autodiff._watch import first_line, is_forward_hole, looping_quietly, translated, watched
 
@@ -21,8 +22,8 @@ class Pure:
         wrt: Positions of the inputs to differentiate by.
         adjoint: Reverse mode, rather than forward mode.
         chunk: Directions at once; 1 does without vmap.
-        samples: Whether samples are independent, along the leading dimension of the inputs in ``split``.
-        split: Positions of these inputs.
+        split: Positions of the tensors whose leading dimension is that of independent samples; ``None`` if there are
+            none.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Pure:
         inputs = tuple(tensors[position] for position in self._wrt)
         try:
             with translated(), torch.no_grad():
-                jvp(self._of(tensors), inputs, tuple(map(torch.zeros_like, inputs)))
+                jvp(of_inputs(self._flat, tensors, self._wrt), inputs, tuple(map(torch.zeros_like, inputs)))
         except NotImplementedError as error:
             if is_forward_hole(error):
                 return first_line(error)
@@ -65,21 +66,10 @@ class Pure:
             for row in range(len(samples[0]))
         ]
 
-    def _of(self, tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-        """The function of the inputs that it is differentiated by alone."""
-
-        def f(*given: Tensor) -> tuple[Tensor, ...]:
-            every = list(tensors)
-            for position, value in zip(self._wrt, given, strict=True):
-                every[position] = value
-            return tuple(self._flat(*every))
-
-        return f
-
     def _one(self, tensors: Sequence[Tensor], tick: Callable[[int], object]) -> Blocks:
         inputs = tuple(tensors[position] for position in self._wrt)
         move = self._reverse if self._adjoint else self._forward
-        return move(self._of(tensors), inputs, tick)
+        return move(of_inputs(self._flat, tensors, self._wrt), inputs, tick)
 
     def _reverse(self, f: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], tick: Callable) -> Blocks:
         outputs, pull = vjp(f, *inputs)  # type: ignore[misc]

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torchadx.autodiff._arguments import flat_point, require_floating, require_scalar
 from torchadx.autodiff._directional import along, forward_mode
 from torchadx.autodiff._errors import DerivativeError
+from torchadx.autodiff._progress import tqdm
 
 _Tensors: TypeAlias = Sequence[torch.Tensor]
 _METHODS = ("exact", "hutchinson")
@@ -336,8 +337,4 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _with_bar(chunks: list[tuple[int, int]]) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('progress=True needs tqdm: pip install "torchadx[progress]"') from error
-    return tqdm(chunks, desc="directions", unit="chunk")
+    return tqdm()(chunks, desc="directions", unit="chunk")
