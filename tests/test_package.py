@@ -144,6 +144,25 @@ def test_which_mode(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_inference(tmp_path):
+    plot = tmp_path / "pixels.png"
+    printed = run_example("inference.py", "--epochs", "8", "--plot", str(plot))
+    cell = r" +[\d.]+ ms +(\d+) KiB +([\d.]+)% +(lost|[\d.]+)(?: +(\S+e-\d+))?"
+    rows = re.findall(rf"^ +(\w+) +(plain|wrapped(?:, bfloat16)?){cell} *$", printed, re.MULTILINE)
+    found = {(mode, module): values for mode, module, *values in rows}
+    grad, wrapped = found.pop(("enable_grad", "plain")), ("inference_mode", "wrapped")
+    assert int(grad[0]) > 0
+    assert [int(saved) for saved, *_ in found.values()] == [0, 0, 0, 0]
+    assert float(found[wrapped][1]) == 100
+    assert min(float(agreement) for _, agreement, *_ in found.values()) >= 99
+    # plain PyTorch loses the tangent in inference mode, and there alone
+    assert [way for way, (*_, tangent, _) in found.items() if tangent == "lost"] == [("inference_mode", "plain")]
+    assert abs(float(found[wrapped][2]) - float(grad[2])) < 2e-4  # both are rounded to four places
+    assert max(float(error) for *_, error in (grad, found["no_grad", "plain"], found[wrapped])) <= 1e-5
+    assert float(re.search(r"accuracy.*?([\d.]+)%", printed)[1]) >= 95
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_example_names_the_extra_that_it_needs(script):
     code = """

@@ -34,6 +34,7 @@ try:
     from torch._functorch.utils import enable_single_level_autograd_function as single_level
     from torch.autograd.forward_ad import _set_fwd_grad_enabled
     from torch.autograd.function import _SingleLevelFunction as SingleLevelFunction
+    from torch.nn.modules.module import _has_any_global_hook
 
     # read at call time: variables of their modules
     fwAD._current_level, torch._unpack_dual  # noqa: B018
@@ -79,7 +80,7 @@ def plain(*tensors: Tensor | None) -> bool:
 
     Then an op's Function may be applied directly, without the dispatcher's detour through Python.
     """
-    return untransformed() and _no_mode() and _ordinary(tensors)
+    return untransformed() and no_mode() and _ordinary(tensors)
 
 
 def plain_unrecorded(*tensors: Tensor | None) -> bool:
@@ -92,6 +93,23 @@ def untransformed() -> bool:
     return fwAD._current_level < 0 and not _are_functorch_transforms_active()
 
 
+def in_forward_level() -> bool:
+    """Whether a level of forward AD is entered, by ``dual_level`` or a transform."""
+    return fwAD._current_level >= 0
+
+
+def has_global_module_hooks() -> bool:
+    """Whether a hook is registered that fires around every module."""
+    return bool(_has_any_global_hook())
+
+
+def transforms() -> tuple[str, ...]:
+    """Name the transforms of functorch that are active, the outermost first: ``"grad"``, ``"jvp"``, ``"vmap"``, ..."""
+    if not _are_functorch_transforms_active():
+        return ()
+    return tuple(level.key().name.lower() for level in get_interpreter_stack())
+
+
 def records_in_functorch(*tensors: Tensor | None) -> bool:
     """Whether transforms of functorch other than vmap are active, and reverse mode records in or below them."""
     if not _are_functorch_transforms_active():
@@ -100,8 +118,14 @@ def records_in_functorch(*tensors: Tensor | None) -> bool:
     return kinds <= {TransformType.Grad, TransformType.Jvp} and (TransformType.Grad in kinds or needs_grad(*tensors))
 
 
-def _no_mode() -> bool:
-    return not _len_torch_dispatch_stack() and not _len_torch_function_stack() and _get_tracing_state() is None
+def no_mode() -> bool:
+    """Whether no dispatch or function mode of Python's and no tracer looks at every operation."""
+    return not _len_torch_dispatch_stack() and not _len_torch_function_stack() and no_tracer()
+
+
+def no_tracer() -> bool:
+    """Whether ``torch.jit.trace`` is not at work."""
+    return _get_tracing_state() is None
 
 
 def _ordinary(tensors: Tensors) -> bool:
@@ -119,7 +143,7 @@ def plain_duals(*tensors: Tensor | None) -> tuple[Tensors, Tensors, int] | None:
         ``(primals, tangents, level)`` for :func:`join_duals`, level being functorch's or 0 outside of it. ``None``
         where a tensor is not ordinary, anything else is around, or no tensor has a tangent.
     """
-    if fwAD._current_level < 0 or not _is_fwd_grad_enabled() or torch.is_inference_mode_enabled() or not _no_mode():
+    if fwAD._current_level < 0 or not _is_fwd_grad_enabled() or torch.is_inference_mode_enabled() or not no_mode():
         return None
     level = 0
     if _are_functorch_transforms_active():

@@ -1,0 +1,265 @@
+"""A wrapper that is copied, pickled, saved, sent to other processes and shared by threads."""
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from torchadx.inference import InferenceAware
+
+from .checks import equal, lent, near, step
+from .zoo import CASES, encoder, mlp
+
+
+def through_pickle(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+def through_a_file(thing):
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch.save": through_a_file}
+# PyTorch itself cannot copy these: what their forward keeps is no leaf, or is a local function
+UNCOPIED = {"old weight norm", "pruned", "patched", "old spectral norm", "weight norm", "spectral norm", "parametrized"}
+UNPICKLED = {"fake-quantised", "mlp leaky"}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name not in UNCOPIED], ids=str)
+def test_copies_agree(case, how):
+    wrapped = InferenceAware(case.module()).eval()
+    args, kwargs = case.inputs()
+    twin = COPIES[how](wrapped)
+    equal(dict(twin.state_dict()), dict(wrapped.state_dict()))
+    with torch.inference_mode():
+        for _ in range(3):
+            near(twin(*args, **kwargs), wrapped(*args, **kwargs))
+    assert twin.training is wrapped.training
+
+
+OPTIONS = {
+    "policy": "raise", "inference_tensors": "raise", "outputs": "normal", "eval_in_inference": True,
+    "dtype": torch.bfloat16, "cache_bytes": "64 MiB",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_are_independent_and_keep_options(how):
+    x = torch.randn(16, 256)
+    wrapped = InferenceAware(mlp(), **OPTIONS)
+    with torch.inference_mode():
+        before = [wrapped(x) for _ in range(3)][-1]
+    twin = COPIES[how](wrapped)
+    assert twin.prepared_bytes == 0, "prepared weights were copied"
+    assert wrapped.prepared_bytes > 0
+    with torch.no_grad():
+        twin.module[0].weight.mul_(-2)
+    with torch.inference_mode():
+        assert not twin(x).is_inference(), "an option was lost"
+        near(wrapped(x), before)
+        for _ in range(3):
+            assert not torch.allclose(twin(x), before, atol=1e-2)
+        wrapped.release()
+        assert (wrapped.prepared_bytes, twin.prepared_bytes > 0) == (0, True)
+    with torch.inference_mode():
+        inside = torch.ones(16, 256)
+    with pytest.raises(RuntimeError, match="input 0"):
+        twin(inside)
+
+
+def test_a_copy_of_the_module_inside_is_bare():
+    wrapped, x = InferenceAware(mlp()).eval(), torch.randn(16, 256)
+    with torch.inference_mode():
+        wrapped(x)
+        for how in COPIES.values():
+            twin = how(wrapped.module)
+            assert lent(twin) == set()
+            near(twin(x), wrapped(x))
+
+
+class Copies(nn.Module):
+    """Copies a part of itself in the middle of a call, as a thread that saves a served model would."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.how, self.kept = mlp(), how, None
+
+    def forward(self, x):
+        self.kept = self.how(self.body)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_made_during_a_call_is_bare(how):
+    wrapped, x = InferenceAware(Copies(COPIES[how])).eval(), torch.randn(16, 256)
+    with torch.inference_mode():
+        for _ in range(3):
+            expected, twin = wrapped(x), wrapped.kept
+            assert lent(twin) == set(), "the copy has a stand-in for good"
+            near(twin(x), expected)
+        twin[0].weight.mul_(-2)
+        assert not torch.allclose(twin(x), expected, atol=1e-3)
+        near(wrapped(x), expected)
+
+
+def test_state_dict_names_are_the_modules_own():
+    module, x = mlp(), torch.randn(16, 256)
+    wrapped = InferenceAware(copy.deepcopy(module))
+    holder, plain = nn.Module(), nn.Module()
+    holder.inner, plain.inner = nn.Sequential(wrapped, nn.Linear(256, 2)), nn.Sequential(module, nn.Linear(256, 2))
+    equal(dict(wrapped.state_dict()), dict(module.state_dict()))
+    for kind in ("state_dict", "named_parameters", "named_buffers"):
+        assert list(dict(getattr(holder, kind)())) == list(dict(getattr(plain, kind)()))
+    assert list(wrapped.state_dict(prefix="a.")) == list(module.state_dict(prefix="a."))
+    assert len(list(holder.parameters())) == len(list(plain.parameters()))
+    for source, target in ((plain, holder), (holder, plain)):
+        for parameter in source.parameters():
+            parameter.data.normal_()
+        target.load_state_dict(source.state_dict())
+        near(holder.inner(x), plain.inner(x))
+    given = wrapped.load_state_dict({"0.weight": torch.zeros(512, 256), "other": torch.zeros(1)}, strict=False)
+    assert given.unexpected_keys == ["other"]
+    assert given.missing_keys == ["0.bias", "2.weight", "2.bias"]
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight"):
+        wrapped.load_state_dict({**module.state_dict(), "0.weight": torch.zeros(1, 1)})
+
+
+def test_functional_call_takes_the_modules_own_names():
+    wrapped, x = InferenceAware(mlp()).eval(), torch.randn(16, 256)
+    other = {name: torch.randn_like(p) / 8 for name, p in wrapped.named_parameters()}
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            for _ in range(2):
+                got = torch.func.functional_call(wrapped, other, (x,))
+                near(got, torch.func.functional_call(wrapped.module, other, (x,)))
+                near(wrapped(x), wrapped.module(x))
+
+
+class Features(Dataset):
+    """What a worker does with a wrapper: it serves features."""
+
+    def __init__(self, wrapped):
+        self.wrapped, self.inputs = wrapped, torch.linspace(-1, 1, 4 * 16 * 256).view(4, 16, 256)
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        with torch.inference_mode():
+            return self.wrapped(self.inputs[index]).tolist()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_data_loader(start):
+    wrapped = InferenceAware(nn.Sequential(mlp(), nn.ReLU())).eval()
+    dataset = Features(wrapped)
+    expected = [dataset[index] for index in range(4)]  # prepares weights here, before the workers start
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=start, timeout=60)
+    near(torch.tensor(list(loader)), torch.tensor(expected))
+    near(torch.tensor([dataset[index] for index in range(4)]), torch.tensor(expected))
+
+
+def in_threads(*works):
+    """Run each work in a thread of its own, all started together; raise the first error."""
+    barrier, errors = threading.Barrier(len(works)), []
+
+    def run(work):
+        barrier.wait()
+        try:
+            work()
+        except BaseException as error:  # raised again by the caller
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("name", ["mlp", "encoder layer"])
+def test_threads_call_at_once(name):
+    module = {"mlp": mlp, "encoder layer": encoder("relu", False, True)}[name]().eval()
+    wrapped, inputs = InferenceAware(module, cache_bytes="600 KiB"), [torch.randn(4, 5, 256) for _ in range(4)]
+    expected = [module(x).detach() for x in inputs]
+
+    def serve(index):
+        def work():
+            for _ in range(20):
+                with torch.inference_mode():
+                    near(wrapped(inputs[index]).clone(), expected[index])
+
+        return work
+
+    in_threads(*map(serve, range(4)))
+    assert lent(module) == set()
+
+
+def test_threads_call_while_weights_are_refreshed():
+    """The weight is one of two at any time, so every result is one of two as well."""
+    wrapped, x = InferenceAware(nn.Linear(256, 512)).eval(), torch.randn(16, 256)
+    weights = [torch.randn(512, 256) / 8, torch.randn(512, 256) / 8]
+    bias, stop, served = wrapped.module.bias.detach(), threading.Event(), []
+    wrapped.module.weight.data = weights[0]
+    allowed = [nn.functional.linear(x, weight, bias) for weight in weights]
+
+    def serve():
+        while not stop.is_set():
+            with torch.inference_mode():
+                y = wrapped(x).clone()
+            assert any(torch.allclose(y, one, atol=1e-5) for one in allowed)
+            served.append(1)
+
+    def refresh():
+        try:
+            while len(served) < 200:
+                for weight in weights:
+                    wrapped.module.weight.data = weight
+                wrapped.release()
+        finally:
+            stop.set()
+
+    in_threads(serve, serve, refresh)
+    with torch.inference_mode():
+        near(wrapped(x), allowed[1])
+
+
+def test_one_thread_trains_while_another_serves():
+    wrapped, x = InferenceAware(mlp()), torch.randn(16, 256)
+    expected, stop = step(copy.deepcopy(wrapped.module), (x,), {})[1:], threading.Event()
+    plain = wrapped.module(x).detach()
+
+    def train(module):
+        def work():
+            for _ in range(60):
+                y = module(x)
+                assert y.requires_grad
+                found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+                equal(list(found), list(expected[1].values()))
+
+        return work
+
+    def serve():
+        while not stop.is_set():
+            with torch.inference_mode():
+                near(wrapped(x).clone(), plain)
+
+    def finish():
+        try:
+            in_threads(train(wrapped.module), train(wrapped))
+        finally:
+            stop.set()
+
+    in_threads(serve, finish)
+    assert lent(wrapped.module) == set()

@@ -1,0 +1,148 @@
+"""Sequences, in which a linear layer and the activation after it run as one."""
+
+import dataclasses
+from itertools import zip_longest
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import torchadx.nn
+from torchadx.activations import Activation, resolve
+from torchadx.inference._layers._linear import explain_weight, parameters_of
+from torchadx.inference._layers._stand_in import StandIn
+from torchadx.inference._lending import hooked, patched
+from torchadx.inference._session import Session
+
+
+@dataclasses.dataclass(eq=False)
+class _Step:
+    """Children that run together: a linear layer with the activation after it, or any one module.
+
+    Attributes:
+        children: One or two modules, by their names in the sequence.
+        activation: What follows the product, where the first child is a linear layer; ``None`` where it is not.
+        settings: What the hyperparameters of the activation's module were when it was recognised.
+    """
+
+    children: dict[str, nn.Module]
+    activation: Activation | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.modules = tuple(self.children.values())
+        self._kinds = tuple(map(type, self.modules))
+
+    def takes_activation(self) -> bool:
+        """Whether it is a linear layer without an activation so far."""
+        return len(self.children) == 1 and type(self.modules[0]) is nn.Linear
+
+    def obstacle(self) -> str | None:
+        """Say why the children are called one by one, if they are."""
+        if self.activation is None:
+            return "it is no linear layer"
+        for (name, child), kind in zip(self.children.items(), self._kinds, strict=True):
+            if hooked(child):
+                return f"{name} has hooks, which are called with what it gets and gives"
+            if patched(child) or type(child) is not kind:
+                return f"the forward or the class of {name} was replaced"
+        last = self.modules[-1]
+        if any(getattr(last, name) != value for name, value in self.settings.items()):
+            return f"the settings of {next(reversed(self.children))} were changed"
+        return None
+
+    def call(self, x: Any) -> Any:
+        """Call the children one by one."""
+        for child in self.modules:
+            x = child(x)
+        return x
+
+
+class SequentialStandIn(StandIn):
+    """:class:`torch.nn.Sequential`, a linear layer with its activation at a time."""
+
+    kind: ClassVar[type[nn.Module]] = nn.Sequential
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._children: tuple[nn.Module | None, ...] = ()
+        self._steps: list[tuple[_Step, _Step | None]] = []
+
+    def run(self, session: Session, input: Any) -> Any:
+        """Apply the modules in turn."""
+        x, dtype = input, getattr(input, "dtype", None)
+        # between layers that compute in a lower dtype nothing is cast back
+        lowers = session.lowers(input)
+        for step, following in self.steps():
+            own = parameters_of(step.modules[0]) if step.obstacle() is None else None
+            if own is None or step.activation is None or not session.takes(x, *own):
+                x = step.call(_in(x, dtype) if lowers else x)
+                dtype = getattr(x, "dtype", None)
+            else:
+                stays = lowers and following is not None and following.activation is not None
+                x = session.linear(x, *own, step.activation, out=None if stays else dtype)
+                dtype = dtype if lowers else x.dtype
+        return _in(x, dtype) if lowers else x
+
+    def steps(self) -> "list[tuple[_Step, _Step | None]]":
+        """Return what runs together, each with what follows; found anew where the children are others than before."""
+        children = tuple(self.module._modules.values())
+        if children != self._children:
+            steps = _steps_of(self.module)
+            self._children, self._steps = children, list(zip_longest(steps, steps[1:]))
+        return self._steps
+
+    def explain(self, session: Session) -> str:
+        """Say how its modules are called."""
+        fused = sum(len(step.children) > 1 and step.obstacle() is None for step, _ in self.steps())
+        return f"linear layers that run with their activation: {fused}" if fused else "as it is"
+
+    def explain_children(self, session: Session) -> dict[str, str]:
+        """Say which children run together."""
+        texts: dict[str, str] = {}
+        for step, _ in self.steps():
+            if len(step.children) == 1 and hooked(step.modules[0]) and step.activation is not None:
+                texts |= dict.fromkeys(step.children, "as it is: it has hooks")
+            elif len(step.children) == 2:
+                linear, activation = step.children
+                reason = step.obstacle()
+                weight = explain_weight(step.modules[0], session)
+                if reason is None:
+                    texts |= {linear: f"fused with {activation}; {weight}", activation: f"fused into {linear}"}
+                else:
+                    texts[linear] = f"not fused with {activation}: {reason}; {weight}"
+                    texts[activation] = f"not fused into {linear}: {reason}"
+        return texts
+
+
+def _steps_of(sequence: nn.Module) -> "list[_Step]":
+    steps: list[_Step] = []
+    for name, child in sequence._modules.items():
+        assert child is not None
+        previous = steps[-1] if steps else None
+        row = _recognised(child)
+        if type(child) is nn.Linear:
+            steps.append(_Step({name: child}, resolve(None)))
+        elif type(child) is torchadx.nn.Linear:
+            steps.append(_Step({name: child}, resolve(child.activation)))
+        elif row is not None and previous is not None and previous.takes_activation():
+            settings = {setting: getattr(child, setting) for setting in _hyperparameters(child)}
+            steps[-1] = _Step({**previous.children, name: child}, row, settings)
+        else:
+            steps.append(_Step({name: child}))
+    return steps
+
+
+def _recognised(module: nn.Module) -> Activation | None:
+    try:
+        return resolve(module)
+    except ValueError:
+        return None
+
+
+def _hyperparameters(module: nn.Module) -> set[str]:
+    return set(getattr(module, "__constants__", ())) - {"inplace"}
+
+
+def _in(x: Any, dtype: torch.dtype | None) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and dtype is not None and x.dtype is not dtype else x

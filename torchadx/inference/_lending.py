@@ -1,0 +1,99 @@
+"""Calls of modules diverted to stand-ins for the time of a call, so that a module's own code runs its children by them.
+
+Nothing of a module is changed between calls. During one, ``module._compiled_call_impl`` is a dispatcher: what
+``module.compile()`` sets, what ``nn.Module.__call__`` asks for first, and what a copy or pickle leaves out. It looks up
+which session is on in the calling thread, so that other threads, which may be training the same module, run the module.
+"""
+
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+_CALL = "_compiled_call_impl"
+
+
+class Runs(Protocol):
+    """A stand-in, as far as this file knows it."""
+
+    def serves(self, module: nn.Module) -> bool:
+        """Whether it can stand in for the module as it is now."""
+
+    def run(self, session: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the module would."""
+
+
+class _Active(threading.local):
+    session: Any = None
+    stand_ins: Mapping[nn.Module, Runs] = {}
+
+
+_active = _Active()
+_lock = threading.Lock()
+# how many calls, of any thread and wrapper, divert a module now
+_calls: dict[nn.Module, int] = {}
+
+
+def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    stand_in = _active.stand_ins.get(module)
+    if stand_in is None or hooked(module) or not stand_in.serves(module) or not _active.session.serves():
+        return module._call_impl(*args, **kwargs)
+    return stand_in.run(_active.session, *args, **kwargs)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks that fire when it is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def patched(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own, rather than its class's."""
+    return "forward" in vars(module)
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` runs a module; naming the class that it returns would import the compiler."""
+    call = vars(module).get(_CALL)
+    return "_orig_mod" in module._modules or not (call is None or getattr(call, "func", None) is _dispatch)
+
+
+class Lending:
+    """Some modules, whose calls can be diverted; calls of several threads may overlap.
+
+    Args:
+        stand_ins: What is to run, by module.
+    """
+
+    def __init__(self, stand_ins: Mapping[nn.Module, Runs]) -> None:
+        self._stand_ins = stand_ins
+        self._diverted = [(module, functools.partial(_dispatch, module)) for module in stand_ins]
+
+    def call(self, session: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call ``module`` with stand-ins running by ``session`` in this thread."""
+        before = _active.session, _active.stand_ins
+        self._divert()
+        _active.session, _active.stand_ins = session, self._stand_ins
+        try:
+            return module(*args, **kwargs)
+        finally:
+            _active.session, _active.stand_ins = before
+            self._restore()
+
+    def _divert(self) -> None:
+        with _lock:
+            for module, call in self._diverted:
+                count = _calls.get(module, 0)
+                _calls[module] = count + 1
+                if count == 0 and vars(module).get(_CALL) is None:
+                    vars(module)[_CALL] = call
+
+    def _restore(self) -> None:
+        with _lock:
+            for module, _ in self._diverted:
+                _calls[module] -= 1
+                if _calls[module] == 0:
+                    del _calls[module]
+                    if not compiled(module):
+                        vars(module).pop(_CALL, None)

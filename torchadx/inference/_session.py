@@ -1,0 +1,84 @@
+"""What stand-ins share while a wrapped module runs: how its linear layers are computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchadx import dispatch, functional, ops
+from torchadx.activations import Activation
+from torchadx.inference._weights import Weights
+
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Session:
+    """One of a wrapper's two ways to run.
+
+    Args:
+        weights: The wrapper's prepared weights.
+        dtype: What linear layers compute in; ``None`` for the dtype of their weights.
+        tangents: ``True`` where inputs may be dual: layers are then fused by :func:`torchadx.functional.linear`, and
+            nothing is prepared.
+    """
+
+    def __init__(self, weights: Weights, dtype: torch.dtype | None, tangents: bool) -> None:
+        self.weights = weights
+        self.dtype = dtype
+        self.tangents = tangents
+
+    def serves(self) -> bool:
+        """Whether stand-ins may run here: what a wrapped module does inside may have changed the mode."""
+        if torch.compiler.is_compiling() or ops.has_global_module_hooks():
+            return False
+        return self.tangents or (torch.is_inference_mode_enabled() and ops.no_mode() and not ops.transforms())
+
+    def lowers(self, x: object) -> bool:
+        """Whether linear layers compute in a lower dtype than that of their results."""
+        return self.dtype is not None and not self.tangents and isinstance(x, Tensor) and not dispatch.autocasting(x)
+
+    def gains(self, x: Any, weight: Tensor) -> bool:
+        """Whether running a linear layer here may be better than as it is."""
+        return self.tangents or (isinstance(x, Tensor) and self.weights.gains(x, weight))
+
+    def takes(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether :meth:`linear` can do what the layer itself would; the layer raises for what fits nowhere."""
+        return (
+            type(x) in (Tensor, nn.Parameter)
+            and x.layout is torch.strided
+            and not x.is_nested
+            and weight is not None
+            and x.dim() > 0
+            and x.shape[-1] == weight.shape[-1]
+            and x.numel() > 0
+            and x.device == weight.device
+            and x.dtype in _FLOATING
+            and (x.dtype is weight.dtype or x.dtype is self.dtype or dispatch.autocasting(x))
+            and weight.dtype in _FLOATING
+            and (bias is None or bias.dtype is weight.dtype)
+        )
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        out: torch.dtype | None,
+    ) -> Tensor:
+        """``f(x W^T + b)`` for what :meth:`takes` lets through.
+
+        Args:
+            x: ``(..., in)``.
+            weight: ``(out, in)``.
+            bias: ``(out,)``.
+            activation: f.
+            out: The dtype to return, outside of autocast; ``None`` for the one that was computed in.
+        """
+        if self.tangents:
+            return functional.linear(x, weight, bias, activation)
+        # autocast leaves float64 alone
+        if dispatch.autocasting(x) and weight.dtype is not torch.float64:
+            return self.weights.linear(x, weight, bias, activation, torch.get_autocast_dtype(x.device.type))
+        y = self.weights.linear(x, weight, bias, activation, self.dtype or weight.dtype)
+        return y if out is None else y.to(out)

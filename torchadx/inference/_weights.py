@@ -1,0 +1,227 @@
+"""Copies of weights, prepared for inference: made where a weight is met again unchanged, and checked at every use."""
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torchadx import dispatch, tuning
+from torchadx.activations import Activation
+from torchadx.inference._ways import BY_NAME, WAYS, Way, plain
+
+# below as many multiplications, or weights, a call costs more than a prepared weight can save
+_WORTH_PREPARING = 1 << 20
+_LARGE = 1 << 16
+# of the weight's elements in each of its two dimensions, about as many are looked at before a copy is used
+_SAMPLED = 8
+_DTYPES = {
+    **{torch.float64: torch.int64, torch.float32: torch.int32},
+    **{torch.float16: torch.int16, torch.bfloat16: torch.int16},
+}
+
+
+@dataclasses.dataclass(eq=False)
+class _State:
+    """A weight as it was when it was last met, and what was made of it.
+
+    Attributes:
+        weight: The weight, which is not kept alive.
+        version: Its version counter.
+        pointer: Where its memory is.
+        sample: A view of some of its elements, as integers. It keeps the memory, so that no other can be there.
+        expected: What the sample was.
+        copies: By way and dtype.
+    """
+
+    weight: weakref.ref[Tensor]
+    version: int
+    pointer: int
+    sample: Tensor
+    expected: Tensor
+    copies: dict[tuple[str, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, weight: Tensor, forget: Callable[[weakref.ref[Tensor]], None]) -> "_State":
+        bits = weight.detach().view(_DTYPES[weight.dtype])
+        steps = (max(1, size // _SAMPLED) for size in weight.shape)
+        sample = bits[tuple(slice(None, None, step) for step in steps)]
+        return cls(weakref.ref(weight, forget), weight._version, weight.data_ptr(), sample, sample.clone())
+
+    def copy(self, way: Way, dtype: torch.dtype) -> Tensor | None:
+        """The copy for a way, if it was made."""
+        return self.copies.get((way.name, dtype))
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether the weight is still what it was. ``.data.mul_()`` changes it and counts no version, hence the sample.
+
+        On a device looking would mean waiting for it.
+        """
+        return (
+            self.weight() is weight
+            and self.version == weight._version
+            and self.pointer == weight.data_ptr()
+            and (dispatch.on_accelerator(weight) or torch.equal(self.sample, self.expected))
+        )
+
+
+def obstacle(weight: object, dtype: torch.dtype | None = None) -> str | None:
+    """Say why a weight cannot be prepared, to compute in ``dtype`` or its own, if it cannot."""
+    if type(weight) not in (Tensor, nn.Parameter):
+        return f"its weight is a {type(weight).__name__}"
+    assert isinstance(weight, Tensor)
+    if weight.layout is not torch.strided or weight.dim() != 2:
+        return "its weight is no dense matrix"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is {weight.dtype}"
+    if weight.device.type not in ("cpu", "cuda"):
+        return f"its weight is on {weight.device.type!r}"
+    if (dtype or weight.dtype) is torch.float64:
+        return "float64 is not packed"
+    if weight.is_inference() or not _counts_versions(weight):
+        return "its weight is an inference tensor, whose changes are not counted"
+    if weight.is_shared():
+        return "its weight is in shared memory, where other processes may change it"
+    if weight.numel() < _LARGE:
+        return "its weight is small, and a call would cost more than could be saved"
+    return None
+
+
+def _counts_versions(weight: Tensor) -> bool:
+    # a parameter made under inference mode whose .data was replaced is no inference tensor, and still counts nothing
+    try:
+        return weight._version >= 0
+    except RuntimeError:
+        return False
+
+
+class Weights:
+    """The prepared weights of one wrapper; calls of several threads may overlap.
+
+    Args:
+        limit: Bytes that the copies may take; ``None`` for no limit. A weight that does not fit runs as it is.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.bytes = 0
+        # how often copies were made or dropped: whatever recorded their addresses is out of date when it changes
+        self.changes = 0
+        self._states: dict[int, _State] = {}
+        self._lock = threading.RLock()
+
+    @staticmethod
+    def gains(x: Tensor, weight: Tensor) -> bool:
+        """Whether a layer is large enough for a prepared weight to save more than the call costs."""
+        return x.numel() * weight.shape[0] >= _WORTH_PREPARING and weight.numel() >= _LARGE
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, dtype: torch.dtype
+    ) -> Tensor:
+        """``f(x W^T + b)`` by the best way that serves.
+
+        Args:
+            x: ``(..., in)``; of ``dtype``, or of the weight's.
+            weight: ``(out, in)``.
+            bias: ``(out,)``, of the weight's dtype.
+            activation: f.
+            dtype: What to compute in. A layer that is too small to gain computes in the weight's.
+
+        Returns:
+            ``(..., out)``, in the dtype that was computed in.
+        """
+        if not self.gains(x, weight):
+            return plain(x.to(weight.dtype), weight, bias, activation)
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        state = self._met_again(weight, dtype)
+        if state is not None:
+            way = self._choose(x, weight, bias, activation, state)
+            prepared = self._copy(state, way, weight, dtype)
+            if prepared is not None:
+                return way.run(x, prepared, bias, activation)
+        return plain(x, weight.to(dtype), bias, activation)
+
+    def release(self) -> None:
+        """Drop every copy."""
+        with self._lock:
+            self._states.clear()
+            self.bytes = 0
+            self.changes += 1
+
+    def drop_changed(self) -> None:
+        """Drop the copies of weights that are no more what they were."""
+        for key, state in list(self._states.items()):
+            weight = state.weight()
+            if weight is None or not state.holds(weight):
+                self._forget(key)
+
+    def ways_of(self, weight: Tensor) -> tuple[str, ...]:
+        """Names of the ways for which there are copies of a weight now."""
+        state = self._states.get(id(weight))
+        return tuple(name for name, _ in state.copies) if state is not None and state.weight() is weight else ()
+
+    def _met_again(self, weight: Tensor, dtype: torch.dtype) -> _State | None:
+        """What is known of a weight that is as it was when it was last met: only then is a copy worth its while."""
+        state = self._states.get(id(weight))
+        if state is not None and state.holds(weight):
+            return state
+        if obstacle(weight, dtype) is None:
+            with self._lock:
+                self._forget(id(weight))
+                key = id(weight)
+                self._states[key] = _State.of(weight, lambda _: self._forget(key))
+        return None
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            state = self._states.pop(key, None)
+            if state is not None and state.copies:
+                self.bytes -= sum(map(_size, state.copies.values()))
+                self.changes += 1
+
+    def _choose(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, state: _State) -> Way:
+        rows = tuning.bucket(x.numel() // x.shape[-1])
+        flags = f"{activation.name} {x.dtype}"
+        n, k = weight.shape
+        key = tuning.Key("prepared", x.device, weight.dtype, rows, n, k, flags, torch.get_num_threads())
+        found = tuning.find(key)
+        if found is None:
+            names = [way.name for way in WAYS if way.serves(weight, x.dtype)]
+            copies = {name: state.copy(BY_NAME[name], x.dtype) for name in names}
+
+            def run(name: str) -> Tensor:
+                way, copy = BY_NAME[name], copies[name]
+                if copy is None:
+                    copy = copies[name] = weight if way.prepare is None else way.prepare(weight, x.dtype)
+                return way.run(x, copy, bias, activation)
+
+            found = tuning.choose(key, names, run, names[0])
+        return BY_NAME[found]
+
+    def _copy(self, state: _State, way: Way, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The copy of a weight, made if there is none; ``None`` where it does not fit."""
+        if way.prepare is None:
+            return weight
+        found = state.copy(way, dtype)
+        if found is not None:
+            return found
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            found = state.copy(way, dtype)
+            if found is not None:
+                return found
+            if self.limit is not None and self.bytes + weight.numel() * dtype.itemsize > self.limit:
+                return None
+            copy = way.prepare(weight, dtype)
+            # another thread may have found the weight changed, and then nobody would drop the copy
+            if self._states.get(id(weight)) is state:
+                state.copies[way.name, dtype] = copy
+                self.bytes += _size(copy)
+                self.changes += 1
+            return copy
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
