@@ -96,6 +96,12 @@ def test_a_weight_that_is_not_prepared_says_why(name):
     assert any(re.search(reason, line) for line in lines_about(text, "1")), text
 
 
+@pytest.mark.parametrize("bound", [0, "600 KiB"])
+def test_a_weight_that_does_not_fit_says_so(bound):
+    text = explained(mlp(), cache_bytes=bound)
+    assert any("cache_bytes" in line for name in ("0", "2") for line in lines_about(text, name)), text
+
+
 def test_the_text_follows_the_module():
     wrapper, x = InferenceAware(mlp()).eval(), torch.randn(16, 256)
     texts = [wrapper.explain()]

@@ -1,5 +1,6 @@
 """Each model of the zoo, wrapped: in every mode what the bare one gives, and nothing left behind on it."""
 
+import contextlib
 import copy
 import warnings
 
@@ -104,12 +105,12 @@ def test_tangents_under_no_grad(case):
     bare, wrapped = case.module(torch.float64).eval(), InferenceAware(case.module(torch.float64)).eval()
     args, kwargs = case.inputs(torch.float64)
     along = [torch.randn_like(x) for x in floats(args)]
+    expected = None
     with torch.no_grad(), dual(args, along) as duals:
-        try:
-            expected = [unpack_dual(y) for y in floats(bare(*duals, **kwargs))]
-        except NotImplementedError as error:
-            pytest.skip(f"PyTorch itself: {str(error).splitlines()[0]}")
-        near([tuple(unpack_dual(y)) for y in floats(wrapped(*duals, **kwargs))], [tuple(y) for y in expected])
+        got = tuple(zip(*(unpack_dual(y) for y in floats(wrapped(*duals, **kwargs))), strict=True))
+        with contextlib.suppress(NotImplementedError):  # PyTorch's fused attention and LSTM refuse tangents
+            expected = tuple(zip(*(unpack_dual(y) for y in floats(bare(*duals, **kwargs))), strict=True))
+    near(got, expected or tangents(bare, args, kwargs, along))
 
 
 VIEWS = {

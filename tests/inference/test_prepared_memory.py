@@ -138,7 +138,7 @@ class Either(nn.Module):
         return self.layers[which](x)
 
 
-def test_the_least_recently_used_goes():
+def test_more_weights_than_fit():
     wrapper, x = InferenceAware(Either(), cache_bytes=600_000), torch.randn(16, 256)
     alive = []
     with torch.inference_mode():

@@ -100,6 +100,11 @@ def weight_as_buffer(layer):
     layer.register_buffer("weight", weight)
 
 
+def odd_bias(layer):
+    strided, expanded = torch.randn(2 * len(layer.bias))[::2], torch.ones(1).expand(len(layer.bias))
+    layer.bias = nn.Parameter(strided if layer.in_features == 256 else expanded)
+
+
 def column_major(layer):
     layer.weight = nn.Parameter(torch.randn(layer.weight.shape[::-1]).t() / 8)
 
@@ -199,6 +204,7 @@ CASES = [
     Case("parametrized", parametrized, rows(16, 256)),
     Case("weight as buffer", each(weight_as_buffer), rows(16, 256)),
     Case("weight column-major", each(column_major), rows(16, 256)),
+    Case("bias strided, and expanded", each(odd_bias), rows(16, 256)),
     Case("frozen", lambda: mlp().requires_grad_(False), rows(16, 256)),
     Case("loop", modules.Loop, rows(16, 256)),
     Case("early exit", lambda: modules.EarlyExit(0.15), rows(16, 256)),

@@ -7,7 +7,7 @@ which session is on in the calling thread, so that other threads, which may be t
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import nn
@@ -32,8 +32,19 @@ class _Active(threading.local):
 
 _active = _Active()
 _lock = threading.Lock()
-# how many calls, of any thread and wrapper, divert a module now
-_calls: dict[nn.Module, int] = {}
+
+
+class _Diverted:
+    """What a module's calls are diverted to, and by how many calls of wrappers, in any thread."""
+
+    __slots__ = ("call", "count")
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.count = 1
+
+
+_calls: dict[nn.Module, _Diverted] = {}
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -72,6 +83,8 @@ class Lending:
 
     def call(self, session: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``module`` with stand-ins running by ``session`` in this thread."""
+        if not self._diverted:
+            return module(*args, **kwargs)
         before = _active.session, _active.stand_ins
         self._divert()
         _active.session, _active.stand_ins = session, self._stand_ins
@@ -84,16 +97,21 @@ class Lending:
     def _divert(self) -> None:
         with _lock:
             for module, call in self._diverted:
-                count = _calls.get(module, 0)
-                _calls[module] = count + 1
-                if count == 0 and vars(module).get(_CALL) is None:
+                diverted = _calls.get(module)
+                if diverted is not None:
+                    diverted.count += 1
+                elif vars(module).get(_CALL) is None:
+                    _calls[module] = _Diverted(call)
                     vars(module)[_CALL] = call
 
     def _restore(self) -> None:
         with _lock:
             for module, _ in self._diverted:
-                _calls[module] -= 1
-                if _calls[module] == 0:
+                diverted = _calls.get(module)
+                if diverted is None:
+                    continue
+                diverted.count -= 1
+                if diverted.count == 0:
                     del _calls[module]
-                    if not compiled(module):
-                        vars(module).pop(_CALL, None)
+                    if vars(module).get(_CALL) is diverted.call:
+                        del vars(module)[_CALL]

@@ -28,7 +28,8 @@ class _Plan:
     def __init__(self, module: nn.Module) -> None:
         modules = list(_own_modules(module, set()))
         self.stand_ins: dict[nn.Module, StandIn] = stand_ins_for(modules)
-        self.lending = Lending(self.stand_ins)
+        self.tangents = Lending(self.stand_ins)
+        self.prepared = Lending({m: stand_in for m, stand_in in self.stand_ins.items() if stand_in.promises()})
         self.acting = list(acting(module))
         self._children = [(parent, tuple(parent._modules.values())) for parent in module.modules() if parent._modules]
         # a lazy module is of another class after its first call
@@ -147,13 +148,13 @@ class InferenceAware(nn.Module):
         return self._boundary.finish(self._graphs.call(self._run_prepared, args, kwargs, self._addresses))
 
     def _run_prepared(self, *args: Any, **kwargs: Any) -> Any:
-        return self._look().lending.call(self._prepared, self.module, args, kwargs)
+        return self._look().prepared.call(self._prepared, self.module, args, kwargs)
 
     def _differentiate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def step() -> Any:
             if torch.is_grad_enabled():
                 return self.module(*args, **kwargs)
-            return self._look().lending.call(self._tangents, self.module, args, kwargs)
+            return self._look().tangents.call(self._tangents, self.module, args, kwargs)
 
         named = (*named_inputs(args, kwargs), *_inference_parameters.named_tensors(self.module))
         return self._boundary.run(step, named)

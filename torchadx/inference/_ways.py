@@ -5,6 +5,7 @@ here is differentiated. Which of the ways that serve is used is measured, see ``
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -49,10 +50,16 @@ def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), _ROWS)
 
 
+@functools.cache
+def _pointwise() -> Callable[..., Tensor]:
+    # not every build of PyTorch has it
+    return torch.ops.mkldnn._linear_pointwise.default
+
+
 def _run_packed(x: Tensor, packed: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     attribute, algorithm = activation.onednn or ("none", "")
-    y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, attribute, [], algorithm)
+    y = _pointwise()(rows, packed, bias, attribute, [], algorithm)
     y = y if x.dim() > 1 else y.squeeze(0)
     return y if activation.onednn else activation.forward(y)
 

@@ -67,6 +67,11 @@ class _State:
         )
 
 
+def large(weight: Tensor | None) -> bool:
+    """Whether there is a weight, large enough to be prepared."""
+    return weight is not None and not nn.parameter.is_lazy(weight) and weight.numel() >= _LARGE
+
+
 def obstacle(weight: object, dtype: torch.dtype | None = None) -> str | None:
     """Say why a weight cannot be prepared, to compute in ``dtype`` or its own, if it cannot."""
     if type(weight) not in (Tensor, nn.Parameter):
@@ -133,16 +138,20 @@ class Weights:
             ``(..., out)``, in the dtype that was computed in.
         """
         if not self.gains(x, weight):
-            return plain(x.to(weight.dtype), weight, bias, activation)
-        x = x.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        state = self._met_again(weight, dtype)
-        if state is not None:
-            way = self._choose(x, weight, bias, activation, state)
-            prepared = self._copy(state, way, weight, dtype)
-            if prepared is not None:
-                return way.run(x, prepared, bias, activation)
-        return plain(x, weight.to(dtype), bias, activation)
+            return plain(_in(x, weight.dtype), weight, bias, activation)
+        x = _in(x, dtype)
+        bias = None if bias is None else _in(bias, dtype)
+        key = _key(x, weight, activation)
+        found = tuning.find(key)
+        # the weight need not be looked at where it is used as it is
+        if found != "plain":
+            state = self._met_again(weight, dtype)
+            if state is not None:
+                way = BY_NAME[found or _measure(key, x, weight, bias, activation, state)]
+                prepared = self._copy(state, way, weight, dtype)
+                if prepared is not None:
+                    return way.run(x, prepared, bias, activation)
+        return plain(x, _in(weight, dtype), bias, activation)
 
     def release(self) -> None:
         """Drop every copy."""
@@ -182,25 +191,6 @@ class Weights:
                 self.bytes -= sum(map(_size, state.copies.values()))
                 self.changes += 1
 
-    def _choose(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, state: _State) -> Way:
-        rows = tuning.bucket(x.numel() // x.shape[-1])
-        flags = f"{activation.name} {x.dtype}"
-        n, k = weight.shape
-        key = tuning.Key("prepared", x.device, weight.dtype, rows, n, k, flags, torch.get_num_threads())
-        found = tuning.find(key)
-        if found is None:
-            names = [way.name for way in WAYS if way.serves(weight, x.dtype)]
-            copies = {name: state.copy(BY_NAME[name], x.dtype) for name in names}
-
-            def run(name: str) -> Tensor:
-                way, copy = BY_NAME[name], copies[name]
-                if copy is None:
-                    copy = copies[name] = weight if way.prepare is None else way.prepare(weight, x.dtype)
-                return way.run(x, copy, bias, activation)
-
-            found = tuning.choose(key, names, run, names[0])
-        return BY_NAME[found]
-
     def _copy(self, state: _State, way: Way, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The copy of a weight, made if there is none; ``None`` where it does not fit."""
         if way.prepare is None:
@@ -221,6 +211,37 @@ class Weights:
                 self.bytes += _size(copy)
                 self.changes += 1
             return copy
+
+
+def _key(x: Tensor, weight: Tensor, activation: Activation) -> tuning.Key:
+    n, k = weight.shape
+    rows = tuning.bucket(x.numel() // k)
+    flags = f"{activation.name} {x.dtype}"
+    return tuning.Key("prepared", x.device, weight.dtype, rows, n, k, flags, torch.get_num_threads())
+
+
+def _measure(
+    key: tuning.Key, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, state: _State
+) -> str:
+    """Return the name of the fastest way, by copies that are made for the time of measuring if there are none."""
+    names = [way.name for way in WAYS if way.serves(weight, x.dtype)]
+    copies = {name: state.copy(BY_NAME[name], x.dtype) for name in names}
+
+    def run(name: str) -> Tensor:
+        way, copy = BY_NAME[name], copies[name]
+        if way.prepare is None:
+            return way.run(x, weight, bias, activation)
+        if copy is None:
+            copy = copies[name] = way.prepare(weight, x.dtype)
+        # part of what it costs
+        state.holds(weight)
+        return way.run(x, copy, bias, activation)
+
+    return tuning.choose(key, names, run, names[0])
+
+
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _size(tensor: Tensor) -> int:

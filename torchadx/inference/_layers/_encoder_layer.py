@@ -11,6 +11,7 @@ from torchadx.inference._layers._linear import explain_weight, parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
+from torchadx.inference._weights import large
 
 _CHILDREN: dict[str, type[nn.Module]] = {
     **{"self_attn": nn.MultiheadAttention, "linear1": nn.Linear, "linear2": nn.Linear},
@@ -28,6 +29,11 @@ class EncoderLayerStandIn(StandIn):
 
     kind: ClassVar[type[nn.Module]] = nn.TransformerEncoderLayer
     fuses_tangents = False
+
+    def promises(self) -> bool:
+        """Whether the weight of its attention is large."""
+        layer: Any = self.module
+        return large(layer.self_attn.in_proj_weight)
 
     def run(
         self,

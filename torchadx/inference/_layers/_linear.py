@@ -8,7 +8,7 @@ import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._session import Session
-from torchadx.inference._weights import obstacle
+from torchadx.inference._weights import large, obstacle
 
 
 def parameters_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -26,6 +26,10 @@ class LinearStandIn(StandIn):
     def activation(self) -> Activation:
         """The activation that is part of the layer."""
         return resolve(None)
+
+    def promises(self) -> bool:
+        """Whether its weight is large."""
+        return large(self.module._parameters.get("weight"))
 
     def run(self, session: Session, input: Any) -> Any:
         """Apply the layer to ``(..., in_features)``."""

@@ -13,6 +13,7 @@ from torchadx.inference._layers._linear import explain_weight, parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
+from torchadx.inference._weights import large
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,6 +52,18 @@ class _Step:
             return f"the settings of {next(reversed(self.children))} were changed"
         return None
 
+    @property
+    def weight(self) -> Tensor | None:
+        """The weight of its first module, if it is its own parameter."""
+        return self.modules[0]._parameters.get("weight")
+
+    def parameters(self, session: Session, x: Any) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias, where the step is to run as one on ``x``."""
+        if self.activation is None or self.weight is None or not session.gains(x, self.weight):
+            return None
+        own = parameters_of(self.modules[0])
+        return own if own is not None and self.obstacle() is None and session.takes(x, *own) else None
+
     def call(self, x: Any) -> Any:
         """Call the children one by one."""
         for child in self.modules:
@@ -68,14 +81,18 @@ class SequentialStandIn(StandIn):
         self._children: tuple[nn.Module | None, ...] = ()
         self._steps: list[tuple[_Step, _Step | None]] = []
 
+    def promises(self) -> bool:
+        """Whether a linear layer in it has a large weight."""
+        return any(step.activation is not None and large(step.weight) for step, _ in self.steps())
+
     def run(self, session: Session, input: Any) -> Any:
         """Apply the modules in turn."""
         x, dtype = input, getattr(input, "dtype", None)
         # between layers that compute in a lower dtype nothing is cast back
         lowers = session.lowers(input)
         for step, following in self.steps():
-            own = parameters_of(step.modules[0]) if step.obstacle() is None else None
-            if own is None or step.activation is None or not session.takes(x, *own):
+            own = step.parameters(session, x)
+            if own is None or step.activation is None:
                 x = step.call(_in(x, dtype) if lowers else x)
                 dtype = getattr(x, "dtype", None)
             else:

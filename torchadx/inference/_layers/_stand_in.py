@@ -33,6 +33,10 @@ class StandIn(abc.ABC):
         return type(module) is cls.kind and not patched(module)
 
     @abc.abstractmethod
+    def promises(self) -> bool:
+        """Whether it has a weight that may be worth preparing; where it has none nothing runs in its place."""
+
+    @abc.abstractmethod
     def run(self, session: Session, *args: Any, **kwargs: Any) -> Any:
         """Compute what the module's forward would."""
 
