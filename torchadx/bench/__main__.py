@@ -11,13 +11,18 @@ import torch
 from torchadx.bench import _machine
 
 try:
-    from torchadx.bench import _jacobian_command, _linear_command, _memory_command, _table
+    from torchadx.bench import _inference_command, _jacobian_command, _linear_command, _memory_command, _table
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "rich":
         raise
     sys.exit('torchadx.bench prints its tables with rich, which is not installed: pip install "torchadx[bench]"')
 
-COMMANDS = {"jacobian": _jacobian_command, "linear": _linear_command, "memory": _memory_command}
+COMMANDS = {
+    "inference": _inference_command,
+    "jacobian": _jacobian_command,
+    "linear": _linear_command,
+    "memory": _memory_command,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
