@@ -1,1 +1,1 @@
-"""Benchmarks that check results before they time them: ``python -m torchadx.bench inference``, ``jacobian``, ``linear``, ``memory``."""
+"""Benchmarks that check results before they time them: ``python -m torchadx.bench``, and a command."""

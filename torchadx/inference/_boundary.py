@@ -70,7 +70,7 @@ class Boundary:
             return args, kwargs
         for name, tensor in named_inputs(args, kwargs):
             if tensor.is_inference():
-                self.object_to_inference(name, "It was copied for the call, as it is for every one")
+                self.object_to_inference(name, "It was copied, as it will be in every call")
         return normal((args, kwargs))
 
     def run(self, step: Callable[[], Result], named: Iterable[tuple[str, Tensor]]) -> Result:

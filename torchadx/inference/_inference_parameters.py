@@ -73,4 +73,5 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for kind, held in kinds:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, Tensor):
-                    yield f"{kind} {f'{path}.{name}' if path else name!r}", tensor
+                    full = f"{path}.{name}" if path else name
+                    yield f"{kind} {full!r}", tensor

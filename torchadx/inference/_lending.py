@@ -6,6 +6,7 @@ which session is on in the calling thread, so that other threads, which may be t
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -45,6 +46,19 @@ class _Diverted:
 
 
 _calls: dict[nn.Module, _Diverted] = {}
+
+
+def _forget_other_threads() -> None:
+    """Restore every module in a forked child, where the threads that would are gone, one perhaps with the lock."""
+    global _lock
+    _lock = threading.Lock()
+    for module in _calls:
+        vars(module).pop(_CALL, None)
+    _calls.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """The wrapper."""
 
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class InferenceAware(nn.Module):
     Where gradients are recorded the module runs as it is, and so it does under transforms of ``torch.func``,
     ``torch.compile``, export and tracing. Under ``torch.inference_mode()`` its linear layers run on weights prepared
     for inference, fused with activations, and tangents of forward AD, which PyTorch drops there in silence, are right.
-    Parameters, buffers, hooks and the names in ``state_dict`` are the module's own.
+    Parameters, buffers, hooks and the names in ``state_dict`` are the module's own; ``modules()`` lists the wrapper in
+    place of the module.
 
     Args:
         module: What to wrap. It is not changed, and can be used beside the wrapper, also by other threads.
@@ -111,8 +113,8 @@ class InferenceAware(nn.Module):
         if dtype is not None and dtype not in _LOWER:
             raise ValueError(f"dtype must be None or one of {', '.join(map(str, _LOWER))}, got {dtype}")
         self._boundary = Boundary(f"InferenceAware({type(module).__name__})", policy, inference_tensors, outputs)
-        self.eval_in_inference = eval_in_inference
-        self.dtype = dtype
+        self._eval_in_inference = eval_in_inference
+        self._dtype = dtype
         self._cache_bytes = _limit(cache_bytes)
         self._cuda_graph = cuda_graph
         self.module = module
@@ -121,7 +123,7 @@ class InferenceAware(nn.Module):
         self._weights = Weights(self._cache_bytes)
         self._graphs = Graphs() if self._cuda_graph else None
         self._eval_for_calls = EvalForCalls(self.module)
-        self._prepared = Session(self._weights, self.dtype, tangents=False)
+        self._prepared = Session(self._weights, self._dtype, tangents=False)
         self._tangents = Session(self._weights, None, tangents=True)
         self._plan: _Plan | None = None
 
@@ -130,7 +132,7 @@ class InferenceAware(nn.Module):
         if torch.compiler.is_compiling() or self._boundary.passes():
             return self.module(*args, **kwargs)
         if torch.is_inference_mode_enabled():
-            if not self.eval_in_inference:
+            if not self._eval_in_inference:
                 self._warn_of_training()
                 return self._infer(args, kwargs)
             with self._eval_for_calls:
@@ -156,13 +158,16 @@ class InferenceAware(nn.Module):
                 return self.module(*args, **kwargs)
             return self._look().tangents.call(self._tangents, self.module, args, kwargs)
 
-        named = (*named_inputs(args, kwargs), *_inference_parameters.named_tensors(self.module))
-        return self._boundary.run(step, named)
+        held = _inference_parameters.named_tensors(self.module)
+        return self._boundary.run(step, itertools.chain(named_inputs(args, kwargs), held))
 
     def _look(self) -> _Plan:
-        if self._plan is None or not self._plan.is_current():
-            self._plan = _Plan(self.module)
-        return self._plan
+        # another thread may drop it meanwhile
+        plan = self._plan
+        if plan is None or not plan.is_current():
+            plan = self._plan = _Plan(self.module)
+            self._weights.keep(set(self.module.modules()))
+        return plan
 
     def _warn_of_training(self) -> None:
         for name, module in self._look().acting:
@@ -202,7 +207,8 @@ class InferenceAware(nn.Module):
 
     def train(self, mode: bool = True) -> "InferenceAware":
         """Switch the module to train mode, which frees what was prepared, or to eval mode."""
-        self.release()
+        if mode:
+            self.release()
         self.module.train(mode)
         self.training = mode
         return self
@@ -211,6 +217,12 @@ class InferenceAware(nn.Module):
         # .to(), .half(), .cuda(): what was prepared is of no more use
         self.release()
         self.module._apply(*args, **kwargs)
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], Any]) -> "InferenceAware":
+        """Apply a function to the module, everything in it, and the wrapper."""
+        self.module.apply(fn)
+        fn(self)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -255,8 +267,8 @@ class InferenceAware(nn.Module):
     def __repr__(self) -> str:
         """Return the options that are not the defaults, and the module."""
         options = {name: getattr(self._boundary, name) for name in CHOICES}
-        options |= {"dtype": self.dtype, "cache_bytes": self._cache_bytes}
-        options |= {"eval_in_inference": self.eval_in_inference, "cuda_graph": self._cuda_graph}
+        options |= {"dtype": self._dtype, "cache_bytes": self._cache_bytes}
+        options |= {"eval_in_inference": self._eval_in_inference, "cuda_graph": self._cuda_graph}
         defaults = inspect.signature(InferenceAware).parameters
         shown = [f", {name}={value!r}" for name, value in options.items() if value != defaults[name].default]
         return f"InferenceAware({self.module!r}{''.join(shown)})"
@@ -282,7 +294,7 @@ def _limit(cache_bytes: int | str | None) -> int | None:
 
 
 def _own_modules(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
-    """Yield the modules whose forward may be lent: not those that others run in their own way, or in several copies."""
+    """Yield the modules whose calls may be diverted: not those that are run in another way, or in several copies."""
     apart = isinstance(module, (InferenceAware, torch.jit.ScriptModule, nn.DataParallel)) or compiled(module)
     if module in seen or apart:
         return

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
-from torchadx.inference._weights import Weights
+from torchadx.inference._weights import Affine, Weights
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -41,13 +41,14 @@ class Session:
         """Whether running a linear layer here may be better than as it is."""
         return self.tangents or (isinstance(x, Tensor) and self.weights.gains(x, weight))
 
-    def takes(self, x: Any, weight: Tensor | None, bias: Tensor | None) -> bool:
+    def takes(self, x: Any, layer: Affine) -> bool:
         """Whether :meth:`linear` can do what the layer itself would; the layer raises for what fits nowhere."""
+        weight, bias = layer.weight, layer.bias
         return (
             type(x) in (Tensor, nn.Parameter)
             and x.layout is torch.strided
             and not x.is_nested
-            and weight is not None
+            and type(weight) in (Tensor, nn.Parameter)
             and x.dim() > 0
             and x.shape[-1] == weight.shape[-1]
             and x.numel() > 0
@@ -58,27 +59,24 @@ class Session:
             and (bias is None or bias.dtype is weight.dtype)
         )
 
-    def linear(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: Activation,
-        out: torch.dtype | None,
-    ) -> Tensor:
+    def explain(self, owner: nn.Module, name: str = "weight") -> str:
+        """Say how the product with a weight is computed."""
+        return self.weights.explain(owner, name, self.dtype)
+
+    def linear(self, x: Tensor, layer: Affine, activation: Activation, out: torch.dtype | None) -> Tensor:
         """``f(x W^T + b)`` for what :meth:`takes` lets through.
 
         Args:
             x: ``(..., in)``.
-            weight: ``(out, in)``.
-            bias: ``(out,)``.
+            layer: W and b.
             activation: f.
             out: The dtype to return, outside of autocast; ``None`` for the one that was computed in.
         """
         if self.tangents:
-            return functional.linear(x, weight, bias, activation)
+            return functional.linear(x, layer.weight, layer.bias, activation)
+        own = layer.weight.dtype
         # autocast leaves float64 alone
-        if dispatch.autocasting(x) and weight.dtype is not torch.float64:
-            return self.weights.linear(x, weight, bias, activation, torch.get_autocast_dtype(x.device.type))
-        y = self.weights.linear(x, weight, bias, activation, self.dtype or weight.dtype)
+        if dispatch.autocasting(x) and own is not torch.float64:
+            return self.weights.linear(x, layer, activation, torch.get_autocast_dtype(x.device.type))
+        y = self.weights.linear(x, layer, activation, self.dtype or own)
         return y if out is None else y.to(out)

@@ -25,6 +25,7 @@ class Way:
         serves: Whether it can run where the weight is, in the dtype that the layer computes in.
         prepare: Makes the copy of the weight, in that dtype; ``None`` where the weight itself will do.
         run: ``(x, prepared, bias, activation) -> (..., out)``, all of that dtype.
+        available: Whether it may be used now, by what users can switch.
         why: What there is to win, for ``explain()``.
     """
 
@@ -33,6 +34,7 @@ class Way:
     prepare: Callable[[Tensor, torch.dtype], Tensor] | None
     run: Callable[[Tensor, Tensor, Tensor | None, Activation], Tensor]
     why: str
+    available: Callable[[], bool] = lambda: True
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
@@ -59,6 +61,8 @@ def _pointwise() -> Callable[..., Tensor]:
 def _run_packed(x: Tensor, packed: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     attribute, algorithm = activation.onednn or ("none", "")
+    # oneDNN takes a bias for contiguous, whatever its strides
+    bias = None if bias is None else bias.contiguous()
     y = _pointwise()(rows, packed, bias, attribute, [], algorithm)
     y = y if x.dim() > 1 else y.squeeze(0)
     return y if activation.onednn else activation.forward(y)
@@ -76,6 +80,7 @@ WAYS = (
         prepare=_pack,
         run=_run_packed,
         why="oneDNN reads a packed weight faster, and applies the activation as it goes",
+        available=lambda: bool(torch.backends.mkldnn.enabled),
     ),
     Way(
         "cast",

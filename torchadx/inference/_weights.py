@@ -2,8 +2,8 @@
 
 import dataclasses
 import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,32 +23,52 @@ _DTYPES = {
 }
 
 
+class Affine(NamedTuple):
+    """A linear layer: its parameters, and where they are held.
+
+    Attributes:
+        owner: The module that has the weight.
+        name: What it calls it.
+        weight: ``(out, in)``.
+        bias: ``(out,)``, of the weight's dtype, or ``None``.
+    """
+
+    owner: nn.Module
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclasses.dataclass(eq=False)
 class _State:
     """A weight as it was when it was last met, and what was made of it.
 
     Attributes:
-        weight: The weight, which is not kept alive.
+        source: What the copies are made from: the weight's memory then. It keeps that, so that no other can be there.
         version: Its version counter.
-        pointer: Where its memory is.
-        sample: A view of some of its elements, as integers. It keeps the memory, so that no other can be there.
+        place: Where its memory is, and how it lies in it.
+        sample: A view of some of its elements, as integers.
         expected: What the sample was.
         copies: By way and dtype.
+        refused: Whether a copy did not fit.
     """
 
-    weight: weakref.ref[Tensor]
+    source: Tensor
     version: int
-    pointer: int
+    place: tuple[int, torch.Size, tuple[int, ...]]
     sample: Tensor
     expected: Tensor
     copies: dict[tuple[str, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
+    refused: bool = False
 
     @classmethod
-    def of(cls, weight: Tensor, forget: Callable[[weakref.ref[Tensor]], None]) -> "_State":
-        bits = weight.detach().view(_DTYPES[weight.dtype])
+    def of(cls, weight: Tensor) -> "_State":
+        # another thread may put other memory into the weight at any time
+        source = weight.detach()
+        bits = source.view(_DTYPES[weight.dtype])
         steps = (max(1, size // _SAMPLED) for size in weight.shape)
         sample = bits[tuple(slice(None, None, step) for step in steps)]
-        return cls(weakref.ref(weight, forget), weight._version, weight.data_ptr(), sample, sample.clone())
+        return cls(source, source._version, _place(source), sample, sample.clone())
 
     def copy(self, way: Way, dtype: torch.dtype) -> Tensor | None:
         """The copy for a way, if it was made."""
@@ -60,11 +80,14 @@ class _State:
         On a device looking would mean waiting for it.
         """
         return (
-            self.weight() is weight
-            and self.version == weight._version
-            and self.pointer == weight.data_ptr()
+            self.version == weight._version
+            and self.place == _place(weight)
             and (dispatch.on_accelerator(weight) or torch.equal(self.sample, self.expected))
         )
+
+
+def _place(weight: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return weight.data_ptr(), weight.shape, weight.stride()
 
 
 def large(weight: Tensor | None) -> bool:
@@ -114,7 +137,7 @@ class Weights:
         self.bytes = 0
         # how often copies were made or dropped: whatever recorded their addresses is out of date when it changes
         self.changes = 0
-        self._states: dict[int, _State] = {}
+        self._states: dict[tuple[nn.Module, str], _State] = {}
         self._lock = threading.RLock()
 
     @staticmethod
@@ -122,77 +145,91 @@ class Weights:
         """Whether a layer is large enough for a prepared weight to save more than the call costs."""
         return x.numel() * weight.shape[0] >= _WORTH_PREPARING and weight.numel() >= _LARGE
 
-    def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, dtype: torch.dtype
-    ) -> Tensor:
+    def linear(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Tensor:
         """``f(x W^T + b)`` by the best way that serves.
 
         Args:
             x: ``(..., in)``; of ``dtype``, or of the weight's.
-            weight: ``(out, in)``.
-            bias: ``(out,)``, of the weight's dtype.
+            layer: W and b.
             activation: f.
             dtype: What to compute in. A layer that is too small to gain computes in the weight's.
 
         Returns:
             ``(..., out)``, in the dtype that was computed in.
         """
+        weight = layer.weight
         if not self.gains(x, weight):
-            return plain(_in(x, weight.dtype), weight, bias, activation)
+            return plain(_in(x, weight.dtype), weight, layer.bias, activation)
         x = _in(x, dtype)
-        bias = None if bias is None else _in(bias, dtype)
+        bias = None if layer.bias is None else _in(layer.bias, dtype)
         key = _key(x, weight, activation)
         found = tuning.find(key)
         # the weight need not be looked at where it is used as it is
         if found != "plain":
-            state = self._met_again(weight, dtype)
+            state = self._met_again(layer, dtype)
             if state is not None:
                 way = BY_NAME[found or _measure(key, x, weight, bias, activation, state)]
-                prepared = self._copy(state, way, weight, dtype)
+                prepared = self._copy(state, way, layer, dtype) if way.available() else None
                 if prepared is not None:
                     return way.run(x, prepared, bias, activation)
         return plain(x, _in(weight, dtype), bias, activation)
 
     def release(self) -> None:
         """Drop every copy."""
+        self.keep(())
+
+    def keep(self, owners: Collection[nn.Module]) -> None:
+        """Drop the copies of weights that none of these modules has."""
         with self._lock:
-            self._states.clear()
-            self.bytes = 0
-            self.changes += 1
+            for place in list(self._states):
+                if place[0] not in owners:
+                    self._forget(place)
 
     def drop_changed(self) -> None:
         """Drop the copies of weights that are no more what they were."""
-        for key, state in list(self._states.items()):
-            weight = state.weight()
+        for (owner, name), state in list(self._states.items()):
+            weight = owner._parameters.get(name)
             if weight is None or not state.holds(weight):
-                self._forget(key)
+                self._forget((owner, name))
 
-    def ways_of(self, weight: Tensor) -> tuple[str, ...]:
-        """Names of the ways for which there are copies of a weight now."""
-        state = self._states.get(id(weight))
-        return tuple(name for name, _ in state.copies) if state is not None and state.weight() is weight else ()
+    def explain(self, owner: nn.Module, name: str, dtype: torch.dtype | None) -> str:
+        """Say how the product with a weight is computed, if it is to be in ``dtype`` or its own."""
+        weight = owner._parameters.get(name)
+        if weight is None:
+            return f"as it is: its {name} is computed from other parameters"
+        reason = obstacle(weight, dtype)
+        if reason is not None:
+            return f"as it is: {reason}"
+        state = self._states.get((owner, name))
+        ways = [] if state is None or not state.holds(weight) else [way for way, _ in state.copies]
+        if ways:
+            return f"{' and '.join(dict.fromkeys(ways))} {'copy' if len(ways) == 1 else 'copies'} of its weight"
+        if state is not None and state.refused:
+            return "as it is: a copy of its weight does not fit into cache_bytes"
+        return "as it is so far: a weight is prepared when it is met again, unchanged, by enough rows"
 
-    def _met_again(self, weight: Tensor, dtype: torch.dtype) -> _State | None:
+    def _met_again(self, layer: Affine, dtype: torch.dtype) -> _State | None:
         """What is known of a weight that is as it was when it was last met: only then is a copy worth its while."""
-        state = self._states.get(id(weight))
-        if state is not None and state.holds(weight):
+        place = layer.owner, layer.name
+        state = self._states.get(place)
+        if state is not None and state.holds(layer.weight):
             return state
-        if obstacle(weight, dtype) is None:
-            with self._lock:
-                self._forget(id(weight))
-                key = id(weight)
-                self._states[key] = _State.of(weight, lambda _: self._forget(key))
+        with self._lock:
+            self._forget(place)
+            if obstacle(layer.weight, dtype) is None:
+                self._states[place] = _State.of(layer.weight)
         return None
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, place: tuple[nn.Module, str]) -> None:
         with self._lock:
-            state = self._states.pop(key, None)
+            state = self._states.pop(place, None)
             if state is not None and state.copies:
-                self.bytes -= sum(map(_size, state.copies.values()))
+                self.bytes -= sum(copy.nbytes for copy in state.copies.values())
                 self.changes += 1
 
-    def _copy(self, state: _State, way: Way, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def _copy(self, state: _State, way: Way, layer: Affine, dtype: torch.dtype) -> Tensor | None:
         """The copy of a weight, made if there is none; ``None`` where it does not fit."""
+        weight = layer.weight
         if way.prepare is None:
             return weight
         found = state.copy(way, dtype)
@@ -203,12 +240,13 @@ class Weights:
             if found is not None:
                 return found
             if self.limit is not None and self.bytes + weight.numel() * dtype.itemsize > self.limit:
+                state.refused = True
                 return None
-            copy = way.prepare(weight, dtype)
-            # another thread may have found the weight changed, and then nobody would drop the copy
-            if self._states.get(id(weight)) is state:
+            copy = way.prepare(state.source, dtype)
+            # another thread may have changed the weight, or found it changed, and then nobody would drop the copy
+            if self._states.get((layer.owner, layer.name)) is state and state.source._version == state.version:
                 state.copies[way.name, dtype] = copy
-                self.bytes += _size(copy)
+                self.bytes += copy.nbytes
                 self.changes += 1
             return copy
 
@@ -242,7 +280,3 @@ def _measure(
 
 def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

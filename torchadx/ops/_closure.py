@@ -37,7 +37,7 @@ try:
     from torch.nn.modules.module import _has_any_global_hook
 
     # read at call time: variables of their modules
-    fwAD._current_level, torch._unpack_dual  # noqa: B018
+    fwAD._current_level, torch._unpack_dual, torch.nn.Module._compiled_call_impl, torch.nn.Module._call_impl  # noqa: B018
 except (ImportError, AttributeError) as error:
     raise ImportError(
         f"torchadx hooks into PyTorch through names that torch {torch.__version__} does not have ({error}). "

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from torchadx import dispatch
 from torchadx.activations import Activation, resolve
-from torchadx.inference._layers._linear import explain_weight, parameters_of
+from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
-from torchadx.inference._weights import large
+from torchadx.inference._weights import Affine, large
 
 _CHILDREN: dict[str, type[nn.Module]] = {
     **{"self_attn": nn.MultiheadAttention, "linear1": nn.Linear, "linear2": nn.Linear},
@@ -54,7 +54,7 @@ class EncoderLayerStandIn(StandIn):
         reason = self._obstacle(session)
         if reason is not None:
             return f"as it is: {reason}"
-        text = explain_weight(self.module.get_submodule("self_attn"), session, "in_proj_weight")
+        text = session.explain(self.module.get_submodule("self_attn"), "in_proj_weight")
         return f"without masks: four products and fused attention (of its inputs: {text}); with masks: as it is"
 
     def explain_children(self, session: Session) -> dict[str, str]:
@@ -63,7 +63,7 @@ class EncoderLayerStandIn(StandIn):
             return {}
         parts = dict.fromkeys(_CHILDREN, "part of the layer")
         for name in ("self_attn.out_proj", "linear1", "linear2"):
-            parts[name] = f"part of the layer; {explain_weight(self.module.get_submodule(name), session)}"
+            parts[name] = f"part of the layer; {session.explain(self.module.get_submodule(name))}"
         return parts
 
     def _obstacle(self, session: Session) -> str | None:
@@ -96,11 +96,11 @@ class EncoderLayerStandIn(StandIn):
 
     def _takes(self, session: Session, src: Any) -> bool:
         layer: Any = self.module
-        weight = layer.self_attn.in_proj_weight
+        projection = _projection(layer.self_attn)
         return (
-            session.takes(src, weight, None)
+            session.takes(src, projection)
             and src.dim() == 3
-            and src.dtype is weight.dtype
+            and src.dtype is projection.weight.dtype
             and not dispatch.on_accelerator(src)
             and not dispatch.autocasting(src)
         )
@@ -119,15 +119,23 @@ class EncoderLayerStandIn(StandIn):
         layer: Any = self.module
         attention, identity = layer.self_attn, resolve(None)
         heads, width = attention.num_heads, attention.embed_dim
-        projected = session.linear(x, attention.in_proj_weight, attention.in_proj_bias, identity, out=None)
+        projected = session.linear(x, _projection(attention), identity, out=None)
         # (first, second, 3, heads, head width) to three of (batch, heads, sequence, head width)
         parts = projected.unflatten(-1, (3, heads, width // heads))
         order = (2, 0, 3, 1, 4) if attention.batch_first else (2, 1, 3, 0, 4)
         attended = F.scaled_dot_product_attention(*parts.permute(order).unbind(0))
         attended = attended.permute((0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)).flatten(-2)
-        return session.linear(attended, attention.out_proj.weight, attention.out_proj.bias, identity, out=x.dtype)
+        return session.linear(attended, _layer(attention.out_proj), identity, out=x.dtype)
 
     def _feed_forward(self, session: Session, x: Tensor, row: Activation) -> Tensor:
         layer: Any = self.module
-        inner = session.linear(x, layer.linear1.weight, layer.linear1.bias, row, out=None)
-        return session.linear(inner, layer.linear2.weight, layer.linear2.bias, resolve(None), out=x.dtype)
+        inner = session.linear(x, _layer(layer.linear1), row, out=None)
+        return session.linear(inner, _layer(layer.linear2), resolve(None), out=x.dtype)
+
+
+def _projection(attention: Any) -> Affine:
+    return Affine(attention, "in_proj_weight", attention.in_proj_weight, attention.in_proj_bias)
+
+
+def _layer(module: Any) -> Affine:
+    return Affine(module, "weight", module.weight, module.bias)

@@ -2,20 +2,20 @@
 
 from typing import Any, ClassVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._session import Session
-from torchadx.inference._weights import large, obstacle
+from torchadx.inference._weights import Affine, large
 
 
-def parameters_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+def parameters_of(module: nn.Module) -> Affine | None:
     """Weight and bias of a linear layer, if they are its own parameters rather than computed from others."""
     own = module._parameters
     weight = own.get("weight")
-    return None if weight is None or "bias" not in own else (weight, own["bias"])
+    return None if weight is None or "bias" not in own else Affine(module, "weight", weight, own["bias"])
 
 
 class LinearStandIn(StandIn):
@@ -33,14 +33,14 @@ class LinearStandIn(StandIn):
 
     def run(self, session: Session, input: Any) -> Any:
         """Apply the layer to ``(..., in_features)``."""
-        own = parameters_of(self.module)
-        if own is None or not session.gains(input, own[0]) or not session.takes(input, *own):
+        layer = parameters_of(self.module)
+        if layer is None or not session.gains(input, layer.weight) or not session.takes(input, layer):
             return self.as_it_is(input)
-        return session.linear(input, *own, self.activation(), out=input.dtype)
+        return session.linear(input, layer, self.activation(), out=input.dtype)
 
     def explain(self, session: Session) -> str:
         """Say whether its weight is prepared."""
-        return explain_weight(self.module, session)
+        return session.explain(self.module)
 
 
 class FusedLinearStandIn(LinearStandIn):
@@ -51,17 +51,3 @@ class FusedLinearStandIn(LinearStandIn):
     def activation(self) -> Activation:
         """The activation that is part of the layer."""
         return resolve(cast(torchadx.nn.Linear, self.module).activation)
-
-
-def explain_weight(module: nn.Module, session: Session, name: str = "weight") -> str:
-    """Say how the product with a weight of ``module`` is computed."""
-    weight = module._parameters.get(name)
-    if weight is None:
-        return f"as it is: its {name} is computed from other parameters"
-    reason = obstacle(weight, session.dtype)
-    if reason is not None:
-        return f"as it is: {reason}"
-    ways = session.weights.ways_of(weight)
-    if ways:
-        return f"{' and '.join(ways)} {'copy' if len(ways) == 1 else 'copies'} of its weight"
-    return "as it is so far: a weight is prepared when it is met again, unchanged, by enough rows"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 import torchadx.nn
 from torchadx.activations import Activation, resolve
-from torchadx.inference._layers._linear import explain_weight, parameters_of
+from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
-from torchadx.inference._weights import large
+from torchadx.inference._weights import Affine, large
 
 
 @dataclasses.dataclass(eq=False)
@@ -57,12 +57,12 @@ class _Step:
         """The weight of its first module, if it is its own parameter."""
         return self.modules[0]._parameters.get("weight")
 
-    def parameters(self, session: Session, x: Any) -> tuple[Tensor, Tensor | None] | None:
+    def layer(self, session: Session, x: Any) -> Affine | None:
         """Weight and bias, where the step is to run as one on ``x``."""
         if self.activation is None or self.weight is None or not session.gains(x, self.weight):
             return None
-        own = parameters_of(self.modules[0])
-        return own if own is not None and self.obstacle() is None and session.takes(x, *own) else None
+        layer = parameters_of(self.modules[0])
+        return layer if layer is not None and self.obstacle() is None and session.takes(x, layer) else None
 
     def call(self, x: Any) -> Any:
         """Call the children one by one."""
@@ -91,13 +91,13 @@ class SequentialStandIn(StandIn):
         # between layers that compute in a lower dtype nothing is cast back
         lowers = session.lowers(input)
         for step, following in self.steps():
-            own = step.parameters(session, x)
-            if own is None or step.activation is None:
+            layer = step.layer(session, x)
+            if layer is None or step.activation is None:
                 x = step.call(_in(x, dtype) if lowers else x)
                 dtype = getattr(x, "dtype", None)
             else:
                 stays = lowers and following is not None and following.activation is not None
-                x = session.linear(x, *own, step.activation, out=None if stays else dtype)
+                x = session.linear(x, layer, step.activation, out=None if stays else dtype)
                 dtype = dtype if lowers else x.dtype
         return _in(x, dtype) if lowers else x
 
@@ -123,7 +123,7 @@ class SequentialStandIn(StandIn):
             elif len(step.children) == 2:
                 linear, activation = step.children
                 reason = step.obstacle()
-                weight = explain_weight(step.modules[0], session)
+                weight = session.explain(step.modules[0])
                 if reason is None:
                     texts |= {linear: f"fused with {activation}; {weight}", activation: f"fused into {linear}"}
                 else:
