@@ -74,11 +74,18 @@ _stored: dict[Key, Record] = {}
 _pins: dict[str, str] = {}
 _loaded: set[torch.device] = set()
 _lock = threading.RLock()
+# how often choices were taken back: whoever keeps one is to ask again when it changes
+_revisions = 0
 
 
 def bucket(rows: int) -> int:
     """Round a number of rows up to a power of two."""
     return 1 << (rows - 1).bit_length() if rows > 1 else rows
+
+
+def revision() -> int:
+    """Return a number that changes whenever choices are taken back, by :func:`clear` or :func:`pin`."""
+    return _revisions
 
 
 def find(key: Key) -> str | None:
@@ -209,7 +216,9 @@ def clear(disk: bool = True) -> None:
     Args:
         disk: Also delete the files in the cache folder, of every device.
     """
+    global _revisions
     with _lock:
+        _revisions += 1
         for memory in (_records, _stored, _pins, _loaded):
             memory.clear()
         for path in glob.glob(os.path.join(dispatch.cache_directory(), "tuning-*.json")) if disk else ():
@@ -224,7 +233,9 @@ def pin(op: str, choice: str | None) -> None:
         choice: A candidate's name, e.g. ``"aten"``; ``None`` goes back to measured choices. A name that does not
             serve a shape raises ``ValueError`` when that shape is met.
     """
+    global _revisions
     with _lock:
+        _revisions += 1
         _pins.pop(op, None)
         if choice is not None:
             _pins[op] = choice

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from torchadx.inference import _weights
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -10,3 +12,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def small_products_are_worth_preparing(monkeypatch):
+    """So that products as small as a test's run on prepared weights."""
+    monkeypatch.setattr(_weights, "_WORTH_PREPARING", 1 << 20)

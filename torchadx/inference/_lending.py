@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from torch import nn
 
 _CALL = "_compiled_call_impl"
+_TRIES = 3
+_MAX_SHAPES = 256
 
 
 class Runs(Protocol):
@@ -29,6 +31,7 @@ class Runs(Protocol):
 class _Active(threading.local):
     session: Any = None
     stand_ins: Mapping[nn.Module, Runs] = {}
+    gained: bool = False
 
 
 _active = _Active()
@@ -62,10 +65,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _dispatch(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    stand_in = _active.stand_ins.get(module)
-    if stand_in is None or hooked(module) or not stand_in.serves(module) or not _active.session.serves():
+    stand_in, session = _active.stand_ins.get(module), _active.session
+    if stand_in is None or hooked(module) or not stand_in.serves(module) or not session.serves():
         return module._call_impl(*args, **kwargs)
-    return stand_in.run(_active.session, *args, **kwargs)
+    return stand_in.run(session, *args, **kwargs)
+
+
+def note_gain() -> None:
+    """Remember that in the call that is running a stand-in does something better than the module itself."""
+    _active.gained = True
 
 
 def hooked(module: nn.Module) -> bool:
@@ -94,19 +102,35 @@ class Lending:
     def __init__(self, stand_ins: Mapping[nn.Module, Runs]) -> None:
         self._stand_ins = stand_ins
         self._diverted = [(module, functools.partial(_dispatch, module)) for module in stand_ins]
+        # calls in a row in which nothing was gained, by the shapes of inputs
+        self._idle: dict[tuple[Any, ...], int] = {}
 
     def call(self, session: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call ``module`` with stand-ins running by ``session`` in this thread."""
-        if not self._diverted:
+        """Call ``module`` with stand-ins running by ``session`` in this thread.
+
+        Where none did anything better for inputs of these shapes, again and again, the module is called as it is.
+        """
+        shapes = tuple([getattr(argument, "shape", None) for argument in args])
+        if not self._diverted or self._idle.get(shapes, 0) >= _TRIES:
             return module(*args, **kwargs)
-        before = _active.session, _active.stand_ins
+        before = _active.session, _active.stand_ins, _active.gained
         self._divert()
-        _active.session, _active.stand_ins = session, self._stand_ins
+        _active.session, _active.stand_ins, _active.gained = session, self._stand_ins, False
         try:
-            return module(*args, **kwargs)
+            result = module(*args, **kwargs)
+            if _active.gained:
+                self._idle.pop(shapes, None)
+            else:
+                self._note_idle(shapes)
+            return result
         finally:
-            _active.session, _active.stand_ins = before
+            _active.session, _active.stand_ins, _active.gained = before
             self._restore()
+
+    def _note_idle(self, shapes: tuple[Any, ...]) -> None:
+        if len(self._idle) >= _MAX_SHAPES:
+            self._idle.clear()
+        self._idle[shapes] = self._idle.get(shapes, 0) + 1
 
     def _divert(self) -> None:
         with _lock:

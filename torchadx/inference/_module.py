@@ -38,9 +38,10 @@ class _Plan:
 
     def is_current(self) -> bool:
         """Whether the modules are those that were looked at."""
-        if self._lazy:
-            return False
-        return all(tuple(parent._modules.values()) == children for parent, children in self._children)
+        for parent, children in self._children:
+            if tuple(parent._modules.values()) != children:
+                return False
+        return not self._lazy
 
 
 class InferenceAware(nn.Module):
@@ -129,28 +130,39 @@ class InferenceAware(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module as the current mode asks for."""
-        if torch.compiler.is_compiling() or self._boundary.passes():
+        if torch.compiler.is_compiling():
             return self.module(*args, **kwargs)
-        if torch.is_inference_mode_enabled():
-            if not self._eval_in_inference:
-                self._warn_of_training()
-                return self._infer(args, kwargs)
-            with self._eval_for_calls:
-                return self._infer(args, kwargs)
+        inference = torch.is_inference_mode_enabled()
+        # one look in the usual case
+        if not (inference and ops.undisturbed()) and self._boundary.passes():
+            return self.module(*args, **kwargs)
+        if inference:
+            return self._infer(args, kwargs)
         if torch.is_grad_enabled():
             _inference_parameters.replace(self.module, self._boundary)
             args, kwargs = self._boundary.admit(args, kwargs)
         return self._differentiate(args, kwargs) if ops.in_forward_level() else self.module(*args, **kwargs)
 
     def _infer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._eval_in_inference:
+            with self._eval_for_calls:
+                return self._infer_now(self._look(), args, kwargs)
+        plan = self._look()
+        for name, module in plan.acting:
+            if module.training:
+                self._warn_of_training(name, module)
+        return self._infer_now(plan, args, kwargs)
+
+    def _infer_now(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if ops.in_forward_level():
             return self._differentiate(args, kwargs)
         if self._graphs is None:
-            return self._boundary.finish(self._run_prepared(*args, **kwargs))
-        return self._boundary.finish(self._graphs.call(self._run_prepared, args, kwargs, self._addresses))
+            return self._boundary.finish(plan.prepared.call(self._prepared, self.module, args, kwargs))
 
-    def _run_prepared(self, *args: Any, **kwargs: Any) -> Any:
-        return self._look().prepared.call(self._prepared, self.module, args, kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return plan.prepared.call(self._prepared, self.module, args, kwargs)
+
+        return self._boundary.finish(self._graphs.call(run, args, kwargs, self._addresses))
 
     def _differentiate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def step() -> Any:
@@ -169,16 +181,13 @@ class InferenceAware(nn.Module):
             self._weights.keep(set(self.module.modules()))
         return plan
 
-    def _warn_of_training(self) -> None:
-        for name, module in self._look().acting:
-            if module.training:
-                where = f"{name!r} ({type(module).__name__})" if name else f"the {type(module).__name__} itself"
-                self._boundary.warn_once(
-                    "training",
-                    f"{self._boundary.name}: {where} is in train mode under torch.inference_mode(), so that dropout is "
-                    "active or statistics are updated. Call .eval() first, or wrap with eval_in_inference=True.",
-                )
-                return
+    def _warn_of_training(self, name: str, module: nn.Module) -> None:
+        where = f"{name!r} ({type(module).__name__})" if name else f"the {type(module).__name__} itself"
+        self._boundary.warn_once(
+            "training",
+            f"{self._boundary.name}: {where} is in train mode under torch.inference_mode(), so that dropout is active "
+            "or statistics are updated. Call .eval() first, or wrap with eval_in_inference=True.",
+        )
 
     def _addresses(self) -> tuple[int, ...]:
         self._weights.drop_changed()

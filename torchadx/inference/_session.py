@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
+from torchadx.inference._lending import note_gain
 from torchadx.inference._weights import Affine, Weights
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -29,9 +30,9 @@ class Session:
 
     def serves(self) -> bool:
         """Whether stand-ins may run here: what a wrapped module does inside may have changed the mode."""
-        if torch.compiler.is_compiling() or ops.has_global_module_hooks():
-            return False
-        return self.tangents or (torch.is_inference_mode_enabled() and ops.no_mode() and not ops.transforms())
+        if self.tangents:
+            return ops.no_global_hooks() and not torch.compiler.is_compiling()
+        return torch.is_inference_mode_enabled() and ops.undisturbed()
 
     def lowers(self, x: object) -> bool:
         """Whether linear layers compute in a lower dtype than that of their results."""
@@ -39,7 +40,10 @@ class Session:
 
     def gains(self, x: Any, weight: Tensor) -> bool:
         """Whether running a linear layer here may be better than as it is."""
-        return self.tangents or (isinstance(x, Tensor) and self.weights.gains(x, weight))
+        if not (self.tangents or (isinstance(x, Tensor) and self.weights.gains(x, weight))):
+            return False
+        note_gain()
+        return True
 
     def takes(self, x: Any, layer: Affine) -> bool:
         """Whether :meth:`linear` can do what the layer itself would; the layer raises for what fits nowhere."""
@@ -79,4 +83,4 @@ class Session:
         if dispatch.autocasting(x) and own is not torch.float64:
             return self.weights.linear(x, layer, activation, torch.get_autocast_dtype(x.device.type))
         y = self.weights.linear(x, layer, activation, self.dtype or own)
-        return y if out is None else y.to(out)
+        return y if out is None or y.dtype is out else y.to(out)

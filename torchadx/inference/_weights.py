@@ -13,10 +13,12 @@ from torchadx.activations import Activation
 from torchadx.inference._ways import BY_NAME, WAYS, Way, plain
 
 # below as many multiplications, or weights, a call costs more than a prepared weight can save
-_WORTH_PREPARING = 1 << 20
+_WORTH_PREPARING = 1 << 23
 _LARGE = 1 << 16
 # of the weight's elements in each of its two dimensions, about as many are looked at before a copy is used
 _SAMPLED = 8
+# shapes of inputs that are remembered for one weight
+_MAX_ROUTES = 64
 _DTYPES = {
     **{torch.float64: torch.int64, torch.float32: torch.int32},
     **{torch.float16: torch.int16, torch.bfloat16: torch.int16},
@@ -49,8 +51,10 @@ class _State:
         place: Where its memory is, and how it lies in it.
         sample: A view of some of its elements, as integers.
         expected: What the sample was.
+        looks: Whether the sample is looked at: on a device that would mean waiting for it.
         copies: By way and dtype.
         refused: Whether a copy did not fit.
+        routes: What was found to do, by shape and dtype of the input, dtype to compute in, activation and threads.
     """
 
     source: Tensor
@@ -58,8 +62,12 @@ class _State:
     place: tuple[int, torch.Size, tuple[int, ...]]
     sample: Tensor
     expected: Tensor
+    looks: bool
     copies: dict[tuple[str, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
     refused: bool = False
+    routes: dict[tuple[torch.Size, torch.dtype, torch.dtype, str, int], "_Route"] = dataclasses.field(
+        default_factory=dict
+    )
 
     @classmethod
     def of(cls, weight: Tensor) -> "_State":
@@ -68,22 +76,33 @@ class _State:
         bits = source.view(_DTYPES[weight.dtype])
         steps = (max(1, size // _SAMPLED) for size in weight.shape)
         sample = bits[tuple(slice(None, None, step) for step in steps)]
-        return cls(source, source._version, _place(source), sample, sample.clone())
+        looks = not dispatch.on_accelerator(source)
+        return cls(source, source._version, _place(source), sample, sample.clone(), looks)
 
     def copy(self, way: Way, dtype: torch.dtype) -> Tensor | None:
         """The copy for a way, if it was made."""
         return self.copies.get((way.name, dtype))
 
     def holds(self, weight: Tensor) -> bool:
-        """Whether the weight is still what it was. ``.data.mul_()`` changes it and counts no version, hence the sample.
-
-        On a device looking would mean waiting for it.
-        """
+        """Whether the weight is what it was. ``.data.mul_()`` changes it and counts no version, hence the sample."""
         return (
             self.version == weight._version
             and self.place == _place(weight)
-            and (dispatch.on_accelerator(weight) or torch.equal(self.sample, self.expected))
+            and (not self.looks or torch.equal(self.sample, self.expected))
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Route:
+    """A way, with the copy of the weight that it takes, as long as choices are what they were."""
+
+    way: Way
+    prepared: Tensor
+    revision: int
+
+    def holds(self, state: _State, weight: Tensor) -> bool:
+        """Whether to go on like this."""
+        return self.revision == tuning.revision() and self.way.available() and state.holds(weight)
 
 
 def _place(weight: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
@@ -157,7 +176,16 @@ class Weights:
         Returns:
             ``(..., out)``, in the dtype that was computed in.
         """
-        weight = layer.weight
+        state = self._states.get((layer.owner, layer.name))
+        if state is not None:
+            route = state.routes.get((x.shape, x.dtype, dtype, activation.name, torch.get_num_threads()))
+            if route is not None and route.holds(state, layer.weight):
+                bias = None if layer.bias is None else _in(layer.bias, dtype)
+                return route.way.run(_in(x, dtype), route.prepared, bias, activation)
+        return self._linear(x, layer, activation, dtype)
+
+    def _linear(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Tensor:
+        weight, given, revision = layer.weight, x.dtype, tuning.revision()
         if not self.gains(x, weight):
             return plain(_in(x, weight.dtype), weight, layer.bias, activation)
         x = _in(x, dtype)
@@ -165,13 +193,16 @@ class Weights:
         key = _key(x, weight, activation)
         found = tuning.find(key)
         # the weight need not be looked at where it is used as it is
-        if found != "plain":
-            state = self._met_again(layer, dtype)
-            if state is not None:
-                way = BY_NAME[found or _measure(key, x, weight, bias, activation, state)]
-                prepared = self._copy(state, way, layer, dtype) if way.available() else None
-                if prepared is not None:
-                    return way.run(x, prepared, bias, activation)
+        state = None if found == "plain" else self._met_again(layer, dtype)
+        if state is not None:
+            way = BY_NAME[found or _measure(key, x, weight, bias, activation, state)]
+            prepared = self._copy(state, way, layer, dtype) if way.available() else None
+            if prepared is not None:
+                if len(state.routes) >= _MAX_ROUTES:
+                    state.routes.clear()
+                place = x.shape, given, dtype, activation.name, key.threads
+                state.routes[place] = _Route(way, prepared, revision)
+                return way.run(x, prepared, bias, activation)
         return plain(x, _in(weight, dtype), bias, activation)
 
     def release(self) -> None:

@@ -98,9 +98,22 @@ def in_forward_level() -> bool:
     return fwAD._current_level >= 0
 
 
-def has_global_module_hooks() -> bool:
-    """Whether a hook is registered that fires around every module."""
-    return bool(_has_any_global_hook())
+def no_global_hooks() -> bool:
+    """Whether no hook is registered that fires around every module."""
+    return not _has_any_global_hook()
+
+
+def undisturbed() -> bool:
+    """Whether no transform, level of forward AD, mode, tracer or hook around every module is at work."""
+    # asked at every call of a layer, so written out
+    return (
+        fwAD._current_level < 0
+        and not _are_functorch_transforms_active()
+        and not _len_torch_dispatch_stack()
+        and not _len_torch_function_stack()
+        and _get_tracing_state() is None
+        and not _has_any_global_hook()
+    )
 
 
 def transforms() -> tuple[str, ...]:
@@ -120,7 +133,7 @@ def records_in_functorch(*tensors: Tensor | None) -> bool:
 
 def no_mode() -> bool:
     """Whether no dispatch or function mode of Python's and no tracer looks at every operation."""
-    return not _len_torch_dispatch_stack() and not _len_torch_function_stack() and no_tracer()
+    return not (_len_torch_dispatch_stack() or _len_torch_function_stack()) and _get_tracing_state() is None
 
 
 def no_tracer() -> bool:

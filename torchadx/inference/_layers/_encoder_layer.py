@@ -98,7 +98,8 @@ class EncoderLayerStandIn(StandIn):
         layer: Any = self.module
         projection = _projection(layer.self_attn)
         return (
-            session.takes(src, projection)
+            session.gains(src, projection.weight)
+            and session.takes(src, projection)
             and src.dim() == 3
             and src.dtype is projection.weight.dtype
             and not dispatch.on_accelerator(src)
