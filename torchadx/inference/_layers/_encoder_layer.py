@@ -1,6 +1,6 @@
 """Transformer encoder layers."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ _CHILDREN: dict[str, type[nn.Module]] = {
 }
 
 
+class _Parts(NamedTuple):
+    """What the layer multiplies by: to query, key and value, out of attention, to the inner features, and back."""
+
+    attention: Affine
+    projection: Affine
+    inner: Affine
+    outer: Affine
+    activation: Activation
+
+
 class EncoderLayerStandIn(StandIn):
     """:class:`torch.nn.TransformerEncoderLayer` in eval mode, without masks, on a CPU: four products and attention.
 
@@ -32,8 +42,8 @@ class EncoderLayerStandIn(StandIn):
 
     def promises(self) -> bool:
         """Whether the weight of its attention is large."""
-        layer: Any = self.module
-        return large(layer.self_attn.in_proj_weight)
+        attention = self.module._modules.get("self_attn")
+        return attention is not None and large(attention._parameters.get("in_proj_weight"))
 
     def run(
         self,
@@ -44,46 +54,53 @@ class EncoderLayerStandIn(StandIn):
         is_causal: bool = False,
     ) -> Any:
         """Apply the layer to ``(batch, sequence, width)``, or ``(sequence, batch, width)`` as the layer is set."""
-        masked = src_mask is not None or src_key_padding_mask is not None or is_causal
-        if masked or self._obstacle(session) is not None or not self._takes(session, src):
-            return self.as_it_is(src, src_mask, src_key_padding_mask, is_causal)
-        return self._layer(session, src)
+        if src_mask is None and src_key_padding_mask is None and not is_causal:
+            parts = self._parts(session)
+            if isinstance(parts, _Parts) and _takes(session, src, parts.attention):
+                return self._layer(session, src, parts)
+        return self.as_it_is(src, src_mask, src_key_padding_mask, is_causal)
 
     def explain(self, session: Session) -> str:
         """Say whether it runs as one, and on which copies."""
-        reason = self._obstacle(session)
-        if reason is not None:
-            return f"as it is: {reason}"
-        text = session.explain(self.module.get_submodule("self_attn"), "in_proj_weight")
+        parts = self._parts(session)
+        if isinstance(parts, str):
+            return f"as it is: {parts}"
+        text = session.explain(parts.attention.owner, parts.attention.name)
         return f"without masks: four products and fused attention (of its inputs: {text}); with masks: as it is"
 
     def explain_children(self, session: Session) -> dict[str, str]:
         """Say that children are part of the layer."""
-        if self._obstacle(session) is not None:
+        if isinstance(self._parts(session), str):
             return {}
-        parts = dict.fromkeys(_CHILDREN, "part of the layer")
+        texts = dict.fromkeys(_CHILDREN, "part of the layer")
         for name in ("self_attn.out_proj", "linear1", "linear2"):
-            parts[name] = f"part of the layer; {session.explain(self.module.get_submodule(name))}"
-        return parts
+            texts[name] = f"part of the layer; {session.explain(self.module.get_submodule(name))}"
+        return texts
 
-    def _obstacle(self, session: Session) -> str | None:
-        layer: Any = self.module
+    def _parts(self, session: Session) -> _Parts | str:
+        """Return what the layer multiplies by, or why it runs as it is."""
         if session.tangents:
             return "PyTorch's fused attention has no tangents"
+        modules: dict[str, Any] = self.module._modules
         for name, kind in _CHILDREN.items():
-            child = getattr(layer, name)
+            child = modules.get(name)
             if type(child) is not kind or patched(child) or hooked(child):
                 return f"{name} is not as PyTorch makes it, or has hooks"
             if child.training:
                 return f"{name} is in train mode"
-        attention = layer.self_attn
-        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
-            return "its attention is of an unusual kind"
-        if "in_proj_weight" not in attention._parameters or hooked(attention.out_proj):
-            return "its attention has hooks, or a weight that is computed from other parameters"
-        if any(parameters_of(linear) is None for linear in (layer.linear1, layer.linear2, attention.out_proj)):
+        attention = modules["self_attn"]
+        weight, out = attention._parameters.get("in_proj_weight"), attention._modules["out_proj"]
+        if weight is None or attention.bias_k is not None or attention.add_zero_attn or hooked(out):
+            return "its attention is of an unusual kind, has hooks, or a weight computed from other parameters"
+        projection, inner, outer = map(parameters_of, (out, modules["linear1"], modules["linear2"]))
+        if projection is None or inner is None or outer is None:
             return "it has a weight that is computed from other parameters"
-        return None if self._activation() is not None else "its activation is not a registered one"
+        activation = self._activation()
+        if activation is None:
+            return "its activation is not a registered one, or has hooks"
+        return _Parts(
+            Affine(attention, "in_proj_weight", weight, attention.in_proj_bias), projection, inner, outer, activation
+        )
 
     def _activation(self) -> Activation | None:
         activation: Any = self.module.activation
@@ -94,49 +111,39 @@ class EncoderLayerStandIn(StandIn):
         except ValueError:
             return None
 
-    def _takes(self, session: Session, src: Any) -> bool:
+    def _layer(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
         layer: Any = self.module
-        projection = _projection(layer.self_attn)
-        return (
-            session.gains(src, projection.weight)
-            and session.takes(src, projection)
-            and src.dim() == 3
-            and src.dtype is projection.weight.dtype
-            and not dispatch.on_accelerator(src)
-            and not dispatch.autocasting(src)
-        )
-
-    def _layer(self, session: Session, x: Tensor) -> Tensor:
-        layer: Any = self.module
-        row = self._activation()
-        assert row is not None
+        # in place into what was just computed
         if layer.norm_first:
-            x = x + self._attend(session, layer.norm1(x))
-            return x + self._feed_forward(session, layer.norm2(x), row)
-        x = layer.norm1(x + self._attend(session, x))
-        return layer.norm2(x + self._feed_forward(session, x, row))
+            x = self._attend(session, layer.norm1(x), parts).add_(x)
+            return _feed_forward(session, layer.norm2(x), parts).add_(x)
+        x = layer.norm1(self._attend(session, x, parts).add_(x))
+        return layer.norm2(_feed_forward(session, x, parts).add_(x))
 
-    def _attend(self, session: Session, x: Tensor) -> Tensor:
+    def _attend(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
         layer: Any = self.module
         attention, identity = layer.self_attn, resolve(None)
         heads, width = attention.num_heads, attention.embed_dim
-        projected = session.linear(x, _projection(attention), identity, out=None)
+        projected = session.linear(x, parts.attention, identity, out=None)
         # (first, second, 3, heads, head width) to three of (batch, heads, sequence, head width)
-        parts = projected.unflatten(-1, (3, heads, width // heads))
+        three = projected.view(*projected.shape[:-1], 3, heads, width // heads)
         order = (2, 0, 3, 1, 4) if attention.batch_first else (2, 1, 3, 0, 4)
-        attended = F.scaled_dot_product_attention(*parts.permute(order).unbind(0))
+        attended = F.scaled_dot_product_attention(*three.permute(order).unbind(0))
         attended = attended.permute((0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)).flatten(-2)
-        return session.linear(attended, _layer(attention.out_proj), identity, out=x.dtype)
-
-    def _feed_forward(self, session: Session, x: Tensor, row: Activation) -> Tensor:
-        layer: Any = self.module
-        inner = session.linear(x, _layer(layer.linear1), row, out=None)
-        return session.linear(inner, _layer(layer.linear2), resolve(None), out=x.dtype)
+        return session.linear(attended, parts.projection, identity, out=x.dtype)
 
 
-def _projection(attention: Any) -> Affine:
-    return Affine(attention, "in_proj_weight", attention.in_proj_weight, attention.in_proj_bias)
+def _takes(session: Session, src: Any, layer: Affine) -> bool:
+    return (
+        session.gains(src, layer.weight)
+        and session.takes(src, layer)
+        and src.dim() == 3
+        and src.dtype is layer.weight.dtype
+        and not dispatch.on_accelerator(src)
+        and not dispatch.autocasting(src)
+    )
 
 
-def _layer(module: Any) -> Affine:
-    return Affine(module, "weight", module.weight, module.bias)
+def _feed_forward(session: Session, x: Tensor, parts: _Parts) -> Tensor:
+    inner = session.linear(x, parts.inner, parts.activation, out=None)
+    return session.linear(inner, parts.outer, resolve(None), out=x.dtype)
