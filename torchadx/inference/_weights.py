@@ -13,8 +13,10 @@ from torchadx.activations import Activation
 from torchadx.inference._ways import BY_NAME, WAYS, Way, plain
 
 # below as many multiplications, or weights, a call costs more than a prepared weight can save
-_WORTH_PREPARING = 1 << 23
+_WORTH_PREPARING = 1 << 24
 _LARGE = 1 << 16
+# a weight of as many elements is worth it for a single row, because reading it is what takes the time
+_VERY_LARGE = 1 << 21
 # of the weight's elements in each of its two dimensions, about as many are looked at before a copy is used
 _SAMPLED = 8
 # shapes of inputs that are remembered for one weight
@@ -162,7 +164,8 @@ class Weights:
     @staticmethod
     def gains(x: Tensor, weight: Tensor) -> bool:
         """Whether a layer is large enough for a prepared weight to save more than the call costs."""
-        return x.numel() * weight.shape[0] >= _WORTH_PREPARING and weight.numel() >= _LARGE
+        size = weight.numel()
+        return size >= _LARGE and (size >= _VERY_LARGE or x.numel() * weight.shape[0] >= _WORTH_PREPARING)
 
     def linear(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Tensor:
         """``f(x W^T + b)`` by the best way that serves.
