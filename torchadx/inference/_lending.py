@@ -117,7 +117,7 @@ class Lending:
         self._divert()
         _active.session, _active.stand_ins, _active.gained = session, self._stand_ins, False
         try:
-            result = module(*args, **kwargs)
+            result = _dispatch(module, *args, **kwargs) if module in self._stand_ins else module(*args, **kwargs)
             if _active.gained:
                 self._idle.pop(shapes, None)
             else:

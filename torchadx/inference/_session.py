@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
 from torchadx.inference._lending import note_gain
-from torchadx.inference._weights import Affine, Weights
+from torchadx.inference._weights import Affine, Route, Weights
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -33,6 +33,14 @@ class Session:
         if self.tangents:
             return ops.no_global_hooks() and not torch.compiler.is_compiling()
         return torch.is_inference_mode_enabled() and ops.undisturbed()
+
+    def repeats(self, x: Any) -> bool:
+        """Whether a layer may do again what it did, without asking: its results depend on nothing around it."""
+        return not self.tangents and type(x) is Tensor and not dispatch.autocasting(x)
+
+    def route(self, x: Tensor, layer: Affine, activation: Activation) -> Route | None:
+        """What :meth:`linear` found to do for such inputs, where it may be repeated."""
+        return self.weights.route(x, layer, activation, self.dtype or layer.weight.dtype)
 
     def lowers(self, x: object) -> bool:
         """Whether linear layers compute in a lower dtype than that of their results."""

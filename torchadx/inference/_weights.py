@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class _State:
     Attributes:
         source: What the copies are made from: the weight's memory then. It keeps that, so that no other can be there.
         version: Its version counter.
-        place: Where its memory is, and how it lies in it.
+        pointer: Where its memory is.
+        stride: How it lies in it.
         sample: A view of some of its elements, as integers.
         expected: What the sample was.
         looks: Whether the sample is looked at: on a device that would mean waiting for it.
@@ -61,13 +62,14 @@ class _State:
 
     source: Tensor
     version: int
-    place: tuple[int, torch.Size, tuple[int, ...]]
+    pointer: int
+    stride: tuple[int, ...]
     sample: Tensor
     expected: Tensor
     looks: bool
     copies: dict[tuple[str, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
     refused: bool = False
-    routes: dict[tuple[torch.Size, torch.dtype, torch.dtype, str, int], "_Route"] = dataclasses.field(
+    routes: dict[tuple[torch.Size, torch.dtype, torch.dtype, str, int], "Route"] = dataclasses.field(
         default_factory=dict
     )
 
@@ -79,7 +81,7 @@ class _State:
         steps = (max(1, size // _SAMPLED) for size in weight.shape)
         sample = bits[tuple(slice(None, None, step) for step in steps)]
         looks = not dispatch.on_accelerator(source)
-        return cls(source, source._version, _place(source), sample, sample.clone(), looks)
+        return cls(source, source._version, source.data_ptr(), source.stride(), sample, sample.clone(), looks)
 
     def copy(self, way: Way, dtype: torch.dtype) -> Tensor | None:
         """The copy for a way, if it was made."""
@@ -89,26 +91,58 @@ class _State:
         """Whether the weight is what it was. ``.data.mul_()`` changes it and counts no version, hence the sample."""
         return (
             self.version == weight._version
-            and self.place == _place(weight)
+            and self.pointer == weight.data_ptr()
+            and self.stride == weight.stride()
+            and self.source.shape == weight.shape
             and (not self.looks or torch.equal(self.sample, self.expected))
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class _Route:
-    """A way, with the copy of the weight that it takes, as long as choices are what they were."""
+class Route:
+    """What was found to do for inputs of one shape, as long as all is as it was then.
 
+    Attributes:
+        shape: The input's shape.
+        given: Its dtype.
+        dtype: What is computed in.
+        threads: Threads that an operation may use.
+        revision: Of the choices that were measured.
+        state: The weight.
+        way: How it is used.
+        prepared: The copy of it that is used.
+    """
+
+    shape: torch.Size
+    given: torch.dtype
+    dtype: torch.dtype
+    threads: int
+    revision: int
+    state: _State
     way: Way
     prepared: Tensor
-    revision: int
 
-    def holds(self, state: _State, weight: Tensor) -> bool:
-        """Whether to go on like this."""
-        return self.revision == tuning.revision() and self.way.available() and state.holds(weight)
+    def run(self, x: Any, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor | None:
+        """``f(x W^T + b)`` in ``dtype``, or ``None`` where something is not as it was.
 
-
-def _place(weight: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    return weight.data_ptr(), weight.shape, weight.stride()
+        A large weight has just driven everything else out of the caches, so this is written out and calls little.
+        """
+        if (
+            type(x) is not Tensor
+            or x.is_nested
+            or x.layout is not torch.strided
+            or x.shape != self.shape
+            or x.dtype is not self.given
+            or self.revision != tuning.revision()
+            or self.threads != torch.get_num_threads()
+            or not self.way.available()
+            or not self.state.holds(weight)
+        ):
+            return None
+        dtype = self.dtype
+        if bias is not None and bias.dtype is not dtype:
+            bias = bias.to(dtype)
+        return self.way.run(x if self.given is dtype else x.to(dtype), self.prepared, bias, activation)
 
 
 def large(weight: Tensor | None) -> bool:
@@ -179,13 +213,16 @@ class Weights:
         Returns:
             ``(..., out)``, in the dtype that was computed in.
         """
+        route = self.route(x, layer, activation, dtype)
+        y = None if route is None else route.run(x, layer.weight, layer.bias, activation)
+        return self._linear(x, layer, activation, dtype) if y is None else y
+
+    def route(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Route | None:
+        """What :meth:`linear` found to do for such inputs, if it did."""
         state = self._states.get((layer.owner, layer.name))
-        if state is not None:
-            route = state.routes.get((x.shape, x.dtype, dtype, activation.name, torch.get_num_threads()))
-            if route is not None and route.holds(state, layer.weight):
-                bias = None if layer.bias is None else _in(layer.bias, dtype)
-                return route.way.run(_in(x, dtype), route.prepared, bias, activation)
-        return self._linear(x, layer, activation, dtype)
+        if state is None:
+            return None
+        return state.routes.get((x.shape, x.dtype, dtype, activation.name, torch.get_num_threads()))
 
     def _linear(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Tensor:
         weight, given, revision = layer.weight, x.dtype, tuning.revision()
@@ -203,8 +240,8 @@ class Weights:
             if prepared is not None:
                 if len(state.routes) >= _MAX_ROUTES:
                     state.routes.clear()
-                place = x.shape, given, dtype, activation.name, key.threads
-                state.routes[place] = _Route(way, prepared, revision)
+                route = Route(x.shape, given, dtype, key.threads, revision, state, way, prepared)
+                state.routes[x.shape, given, dtype, activation.name, key.threads] = route
                 return way.run(x, prepared, bias, activation)
         return plain(x, _in(weight, dtype), bias, activation)
 

@@ -128,7 +128,8 @@ class EncoderLayerStandIn(StandIn):
         # (first, second, 3, heads, head width) to three of (batch, heads, sequence, head width)
         three = projected.view(*projected.shape[:-1], 3, heads, width // heads)
         order = (2, 0, 3, 1, 4) if attention.batch_first else (2, 1, 3, 0, 4)
-        attended = F.scaled_dot_product_attention(*three.permute(order).unbind(0))
+        query, key, value = three.permute(order).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
         attended = attended.permute((0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)).flatten(-2)
         return session.linear(attended, parts.projection, identity, out=x.dtype)
 

@@ -7,8 +7,9 @@ from torch import nn
 import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._stand_in import StandIn
+from torchadx.inference._lending import note_gain
 from torchadx.inference._session import Session
-from torchadx.inference._weights import Affine, large
+from torchadx.inference._weights import Affine, Route, large
 
 
 def parameters_of(module: nn.Module) -> Affine | None:
@@ -23,6 +24,10 @@ class LinearStandIn(StandIn):
 
     kind: ClassVar[type[nn.Module]] = nn.Linear
 
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._route: Route | None = None
+
     def activation(self) -> Activation:
         """The activation that is part of the layer."""
         return resolve(None)
@@ -33,10 +38,20 @@ class LinearStandIn(StandIn):
 
     def run(self, session: Session, input: Any) -> Any:
         """Apply the layer to ``(..., in_features)``."""
+        repeats = session.repeats(input)
+        own = self.module._parameters
+        weight = own.get("weight")
+        if repeats and self._route is not None and weight is not None and "bias" in own:
+            y = self._route.run(input, weight, own["bias"], self.activation())
+            if y is not None:
+                note_gain()
+                return y if y.dtype is input.dtype else y.to(input.dtype)
         layer = parameters_of(self.module)
         if layer is None or not session.gains(input, layer.weight) or not session.takes(input, layer):
             return self.as_it_is(input)
-        return session.linear(input, layer, self.activation(), out=input.dtype)
+        y = session.linear(input, layer, self.activation(), out=input.dtype)
+        self._route = session.route(input, layer, self.activation()) if repeats else None
+        return y
 
     def explain(self, session: Session) -> str:
         """Say whether its weight is prepared."""

@@ -11,9 +11,9 @@ import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
-from torchadx.inference._lending import hooked, patched
+from torchadx.inference._lending import hooked, note_gain, patched
 from torchadx.inference._session import Session
-from torchadx.inference._weights import Affine, large
+from torchadx.inference._weights import Affine, Route, large
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,7 +32,8 @@ class _Step:
 
     def __post_init__(self) -> None:
         self.modules = tuple(self.children.values())
-        self._kinds = tuple(map(type, self.modules))
+        self._kinds = tuple((module, type(module)) for module in self.modules)
+        self._route: Route | None = None
 
     def takes_activation(self) -> bool:
         """Whether it is a linear layer without an activation so far."""
@@ -42,15 +43,36 @@ class _Step:
         """Say why the children are called one by one, if they are."""
         if self.activation is None:
             return "it is no linear layer"
-        for (name, child), kind in zip(self.children.items(), self._kinds, strict=True):
+        if self._untouched():
+            return None
+        for (name, child), (_, kind) in zip(self.children.items(), self._kinds, strict=True):
             if hooked(child):
                 return f"{name} has hooks, which are called with what it gets and gives"
             if patched(child) or type(child) is not kind:
                 return f"the forward or the class of {name} was replaced"
-        last = self.modules[-1]
-        if any(getattr(last, name) != value for name, value in self.settings.items()):
-            return f"the settings of {next(reversed(self.children))} were changed"
-        return None
+        return f"the settings of {next(reversed(self.children))} were changed"
+
+    def _untouched(self) -> bool:
+        for module, kind in self._kinds:
+            own = module.__dict__
+            if type(module) is not kind or own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+                return False
+        return all(getattr(self.modules[-1], name) == value for name, value in self.settings.items())
+
+    def repeat(self, x: Any) -> Tensor | None:
+        """Do what was done for the last ``x``, in the dtype of then; ``None`` where anything is not as it was."""
+        route, own = self._route, self.modules[0]._parameters
+        weight = own.get("weight")
+        if route is None or self.activation is None or weight is None or "bias" not in own or not self._untouched():
+            return None
+        return route.run(x, weight, own["bias"], self.activation)
+
+    def run(self, session: Session, x: Tensor, layer: Affine, out: torch.dtype | None, repeats: bool) -> Tensor:
+        """Run as one on ``x``, and remember how if that may be repeated."""
+        assert self.activation is not None
+        y = session.linear(x, layer, self.activation, out)
+        self._route = session.route(x, layer, self.activation) if repeats else None
+        return y
 
     @property
     def weight(self) -> Tensor | None:
@@ -89,15 +111,20 @@ class SequentialStandIn(StandIn):
         """Apply the modules in turn."""
         x, dtype = input, getattr(input, "dtype", None)
         # between layers that compute in a lower dtype nothing is cast back
-        lowers = session.lowers(input)
+        lowers, repeats = session.lowers(input), session.repeats(input)
         for step, following in self.steps():
+            stays = lowers and following is not None and following.activation is not None
+            y = step.repeat(x) if repeats else None
+            if y is not None:
+                note_gain()
+                x = y if stays or y.dtype is dtype else y.to(dtype)
+                continue
             layer = step.layer(session, x)
-            if layer is None or step.activation is None:
+            if layer is None:
                 x = step.call(_in(x, dtype) if lowers else x)
                 dtype = getattr(x, "dtype", None)
             else:
-                stays = lowers and following is not None and following.activation is not None
-                x = session.linear(x, layer, step.activation, out=None if stays else dtype)
+                x = step.run(session, x, layer, None if stays else dtype, repeats)
                 dtype = dtype if lowers else x.dtype
         return _in(x, dtype) if lowers else x
 
