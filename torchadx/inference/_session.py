@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
 from torchadx.inference._lending import note_gain
-from torchadx.inference._weights import Affine, Route, Weights
+from torchadx.inference._state import Affine, Route
+from torchadx.inference._weights import Weights
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -47,7 +48,7 @@ class Session:
         return self.dtype is not None and not self.tangents and isinstance(x, Tensor) and not dispatch.autocasting(x)
 
     def gains(self, x: Any, weight: Tensor) -> bool:
-        """Whether running a linear layer here may be better than as it is."""
+        """Whether running a linear layer here may be better than as it is; if so, the call takes note of it."""
         if not (self.tangents or (isinstance(x, Tensor) and self.weights.gains(x, weight))):
             return False
         note_gain()

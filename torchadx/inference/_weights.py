@@ -1,15 +1,14 @@
 """Copies of weights, prepared for inference: made where a weight is met again unchanged, and checked at every use."""
 
-import dataclasses
 import threading
 from collections.abc import Collection
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchadx import dispatch, tuning
+from torchadx import tuning
 from torchadx.activations import Activation
+from torchadx.inference._state import DTYPES, Affine, Route, State
 from torchadx.inference._ways import BY_NAME, WAYS, Way, plain
 
 # below as many multiplications, or weights, a call costs more than a prepared weight can save
@@ -17,132 +16,8 @@ _WORTH_PREPARING = 1 << 24
 _LARGE = 1 << 16
 # a weight of as many elements is worth it for a single row, because reading it is what takes the time
 _VERY_LARGE = 1 << 21
-# of the weight's elements in each of its two dimensions, about as many are looked at before a copy is used
-_SAMPLED = 8
 # shapes of inputs that are remembered for one weight
 _MAX_ROUTES = 64
-_DTYPES = {
-    **{torch.float64: torch.int64, torch.float32: torch.int32},
-    **{torch.float16: torch.int16, torch.bfloat16: torch.int16},
-}
-
-
-class Affine(NamedTuple):
-    """A linear layer: its parameters, and where they are held.
-
-    Attributes:
-        owner: The module that has the weight.
-        name: What it calls it.
-        weight: ``(out, in)``.
-        bias: ``(out,)``, of the weight's dtype, or ``None``.
-    """
-
-    owner: nn.Module
-    name: str
-    weight: Tensor
-    bias: Tensor | None
-
-
-@dataclasses.dataclass(eq=False)
-class _State:
-    """A weight as it was when it was last met, and what was made of it.
-
-    Attributes:
-        source: What the copies are made from: the weight's memory then. It keeps that, so that no other can be there.
-        version: Its version counter.
-        pointer: Where its memory is.
-        stride: How it lies in it.
-        sample: A view of some of its elements, as integers.
-        expected: What the sample was.
-        looks: Whether the sample is looked at: on a device that would mean waiting for it.
-        copies: By way and dtype.
-        refused: Whether a copy did not fit.
-        routes: What was found to do, by shape and dtype of the input, dtype to compute in, activation and threads.
-    """
-
-    source: Tensor
-    version: int
-    pointer: int
-    stride: tuple[int, ...]
-    sample: Tensor
-    expected: Tensor
-    looks: bool
-    copies: dict[tuple[str, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
-    refused: bool = False
-    routes: dict[tuple[torch.Size, torch.dtype, torch.dtype, str, int], "Route"] = dataclasses.field(
-        default_factory=dict
-    )
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "_State":
-        # another thread may put other memory into the weight at any time
-        source = weight.detach()
-        bits = source.view(_DTYPES[weight.dtype])
-        steps = (max(1, size // _SAMPLED) for size in weight.shape)
-        sample = bits[tuple(slice(None, None, step) for step in steps)]
-        looks = not dispatch.on_accelerator(source)
-        return cls(source, source._version, source.data_ptr(), source.stride(), sample, sample.clone(), looks)
-
-    def copy(self, way: Way, dtype: torch.dtype) -> Tensor | None:
-        """The copy for a way, if it was made."""
-        return self.copies.get((way.name, dtype))
-
-    def holds(self, weight: Tensor) -> bool:
-        """Whether the weight is what it was. ``.data.mul_()`` changes it and counts no version, hence the sample."""
-        return (
-            self.version == weight._version
-            and self.pointer == weight.data_ptr()
-            and self.stride == weight.stride()
-            and self.source.shape == weight.shape
-            and (not self.looks or torch.equal(self.sample, self.expected))
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Route:
-    """What was found to do for inputs of one shape, as long as all is as it was then.
-
-    Attributes:
-        shape: The input's shape.
-        given: Its dtype.
-        dtype: What is computed in.
-        threads: Threads that an operation may use.
-        revision: Of the choices that were measured.
-        state: The weight.
-        way: How it is used.
-        prepared: The copy of it that is used.
-    """
-
-    shape: torch.Size
-    given: torch.dtype
-    dtype: torch.dtype
-    threads: int
-    revision: int
-    state: _State
-    way: Way
-    prepared: Tensor
-
-    def run(self, x: Any, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor | None:
-        """``f(x W^T + b)`` in ``dtype``, or ``None`` where something is not as it was.
-
-        A large weight has just driven everything else out of the caches, so this is written out and calls little.
-        """
-        if (
-            type(x) is not Tensor
-            or x.is_nested
-            or x.layout is not torch.strided
-            or x.shape != self.shape
-            or x.dtype is not self.given
-            or self.revision != tuning.revision()
-            or self.threads != torch.get_num_threads()
-            or not self.way.available()
-            or not self.state.holds(weight)
-        ):
-            return None
-        dtype = self.dtype
-        if bias is not None and bias.dtype is not dtype:
-            bias = bias.to(dtype)
-        return self.way.run(x if self.given is dtype else x.to(dtype), self.prepared, bias, activation)
 
 
 def large(weight: Tensor | None) -> bool:
@@ -157,7 +32,7 @@ def obstacle(weight: object, dtype: torch.dtype | None = None) -> str | None:
     assert isinstance(weight, Tensor)
     if weight.layout is not torch.strided or weight.dim() != 2:
         return "its weight is no dense matrix"
-    if weight.dtype not in _DTYPES:
+    if weight.dtype not in DTYPES:
         return f"its weight is {weight.dtype}"
     if weight.device.type not in ("cpu", "cuda"):
         return f"its weight is on {weight.device.type!r}"
@@ -192,7 +67,7 @@ class Weights:
         self.bytes = 0
         # how often copies were made or dropped: whatever recorded their addresses is out of date when it changes
         self.changes = 0
-        self._states: dict[tuple[nn.Module, str], _State] = {}
+        self._states: dict[tuple[nn.Module, str], State] = {}
         self._lock = threading.RLock()
 
     @staticmethod
@@ -279,7 +154,7 @@ class Weights:
             return "as it is: a copy of its weight does not fit into cache_bytes"
         return "as it is so far: a weight is prepared when it is met again, unchanged, by enough rows"
 
-    def _met_again(self, layer: Affine, dtype: torch.dtype) -> _State | None:
+    def _met_again(self, layer: Affine, dtype: torch.dtype) -> State | None:
         """What is known of a weight that is as it was when it was last met: only then is a copy worth its while."""
         place = layer.owner, layer.name
         state = self._states.get(place)
@@ -288,7 +163,7 @@ class Weights:
         with self._lock:
             self._forget(place)
             if obstacle(layer.weight, dtype) is None:
-                self._states[place] = _State.of(layer.weight)
+                self._states[place] = State.of(layer.weight)
         return None
 
     def _forget(self, place: tuple[nn.Module, str]) -> None:
@@ -298,7 +173,7 @@ class Weights:
                 self.bytes -= sum(copy.nbytes for copy in state.copies.values())
                 self.changes += 1
 
-    def _copy(self, state: _State, way: Way, layer: Affine, dtype: torch.dtype) -> Tensor | None:
+    def _copy(self, state: State, way: Way, layer: Affine, dtype: torch.dtype) -> Tensor | None:
         """The copy of a weight, made if there is none; ``None`` where it does not fit."""
         weight = layer.weight
         if way.prepare is None:
@@ -330,7 +205,7 @@ def _key(x: Tensor, weight: Tensor, activation: Activation) -> tuning.Key:
 
 
 def _measure(
-    key: tuning.Key, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, state: _State
+    key: tuning.Key, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, state: State
 ) -> str:
     """Return the name of the fastest way, by copies that are made for the time of measuring if there are none."""
     names = [way.name for way in WAYS if way.serves(weight, x.dtype)]

@@ -11,7 +11,8 @@ from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
-from torchadx.inference._weights import Affine, large
+from torchadx.inference._state import Affine
+from torchadx.inference._weights import large
 
 _CHILDREN: dict[str, type[nn.Module]] = {
     **{"self_attn": nn.MultiheadAttention, "linear1": nn.Linear, "linear2": nn.Linear},

@@ -9,7 +9,8 @@ from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import note_gain
 from torchadx.inference._session import Session
-from torchadx.inference._weights import Affine, Route, large
+from torchadx.inference._state import Affine, Route
+from torchadx.inference._weights import large
 
 
 def parameters_of(module: nn.Module) -> Affine | None:

@@ -13,7 +13,8 @@ from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, note_gain, patched
 from torchadx.inference._session import Session
-from torchadx.inference._weights import Affine, Route, large
+from torchadx.inference._state import Affine, Route
+from torchadx.inference._weights import large
 
 
 @dataclasses.dataclass(eq=False)
