@@ -224,3 +224,9 @@ def test_transforms_see_through():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         near(torch.func.grad(lambda x: cube(x).sum())(born(3)).shape, x.shape)
+
+
+@pytest.mark.parametrize("thing", [3, None, torch.ones(2)])
+def test_what_cannot_be_called_is_refused(thing):
+    with pytest.raises(TypeError, match="aware wraps a function"):
+        aware(policy="raise")(thing)

@@ -139,3 +139,16 @@ def test_functional_call_takes_the_modules_own_names():
                 got = torch.func.functional_call(wrapped, other, (x,))
                 near(got, torch.func.functional_call(wrapped.module, other, (x,)))
                 near(wrapped(x), wrapped.module(x))
+
+
+def test_what_the_wrapper_lacks_is_the_modules():
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    module.config = {"classes": 3}
+    wrapped = InferenceAware(module)
+    assert wrapped[0] is module[0]
+    assert wrapped[1:][0] is module[1]
+    assert wrapped.config is module.config
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = wrapped.nothing
+    with pytest.raises(TypeError):
+        InferenceAware(nn.ReLU())[0]

@@ -43,6 +43,7 @@ def aware(
         The wrapped function.
 
     Raises:
+        TypeError: ``function`` cannot be called.
         ValueError: An option has none of these values.
 
     Example:
@@ -61,6 +62,8 @@ def aware(
 
 
 def _wrapped(function: Callable[..., Any], **rules: str) -> Callable[..., Any]:
+    if not callable(function):
+        raise TypeError(f"aware wraps a function, got {type(function).__name__}")
     boundary = Boundary(getattr(function, "__qualname__", repr(function)), **rules)
     if inspect.isgeneratorfunction(function):
 

@@ -263,6 +263,10 @@ class InferenceAware(nn.Module):
                 raise
             return getattr(module, name)
 
+    def __getitem__(self, key: Any) -> Any:
+        """Look up in the module, e.g. a layer of a :class:`torch.nn.Sequential`."""
+        return self.module[key]  # type: ignore[index]
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was prepared, which a copy makes for itself."""
         made = ("_weights", "_graphs", "_eval_for_calls", "_prepared", "_tangents", "_plan")
