@@ -9,6 +9,7 @@ from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
 from torchadx.inference._lending import note_gain
 from torchadx.inference._state import Affine, Route
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import Weights
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -92,4 +93,4 @@ class Session:
         if dispatch.autocasting(x) and own is not torch.float64:
             return self.weights.linear(x, layer, activation, torch.get_autocast_dtype(x.device.type))
         y = self.weights.linear(x, layer, activation, self.dtype or own)
-        return y if out is None or y.dtype is out else y.to(out)
+        return y if out is None else in_dtype(y, out)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchadx import dispatch, tuning
 from torchadx.activations import Activation
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._ways import Way
 
 # of the weight's elements in each of its two dimensions, about as many are looked at before a copy is used
@@ -130,7 +131,5 @@ class Route:
             or not self.state.holds(weight)
         ):
             return None
-        dtype = self.dtype
-        if bias is not None and bias.dtype is not dtype:
-            bias = bias.to(dtype)
-        return self.way.run(x if self.given is dtype else x.to(dtype), self.prepared, bias, activation)
+        bias = None if bias is None else in_dtype(bias, self.dtype)
+        return self.way.run(in_dtype(x, self.dtype), self.prepared, bias, activation)

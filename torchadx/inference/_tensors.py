@@ -33,6 +33,11 @@ def _named(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
                 yield name + pytree.keystr(path), leaf
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype: itself, where it has that already."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 def normal_copy(tensor: Tensor) -> Tensor:
     """Copy a tensor to a normal one, without a graph, whatever mode is on; a tangent that it carries comes along."""
     with torch.inference_mode(False), torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchadx import tuning
 from torchadx.activations import Activation
 from torchadx.inference._state import DTYPES, Affine, Route, State
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._ways import BY_NAME, WAYS, Way, plain
 
 # below as many multiplications, or weights, a call costs more than a prepared weight can save
@@ -102,9 +103,9 @@ class Weights:
     def _linear(self, x: Tensor, layer: Affine, activation: Activation, dtype: torch.dtype) -> Tensor:
         weight, given, revision = layer.weight, x.dtype, tuning.revision()
         if not self.gains(x, weight):
-            return plain(_in(x, weight.dtype), weight, layer.bias, activation)
-        x = _in(x, dtype)
-        bias = None if layer.bias is None else _in(layer.bias, dtype)
+            return plain(in_dtype(x, weight.dtype), weight, layer.bias, activation)
+        x = in_dtype(x, dtype)
+        bias = None if layer.bias is None else in_dtype(layer.bias, dtype)
         key = _key(x, weight, activation)
         found = tuning.find(key)
         # the weight need not be looked at where it is used as it is
@@ -118,7 +119,7 @@ class Weights:
                 route = Route(x.shape, given, dtype, key.threads, revision, state, way, prepared)
                 state.routes[x.shape, given, dtype, activation.name, key.threads] = route
                 return way.run(x, prepared, bias, activation)
-        return plain(x, _in(weight, dtype), bias, activation)
+        return plain(x, in_dtype(weight, dtype), bias, activation)
 
     def release(self) -> None:
         """Drop every copy."""
@@ -222,7 +223,3 @@ def _measure(
         return way.run(x, copy, bias, activation)
 
     return tuning.choose(key, names, run, names[0])
-
-
-def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)

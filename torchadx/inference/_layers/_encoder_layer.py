@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +12,8 @@ from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
-from torchadx.inference._state import Affine
+from torchadx.inference._state import Affine, Route
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
 _CHILDREN: dict[str, type[nn.Module]] = {
@@ -40,6 +42,10 @@ class EncoderLayerStandIn(StandIn):
 
     kind: ClassVar[type[nn.Module]] = nn.TransformerEncoderLayer
     fuses_tangents = False
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._routes: dict[nn.Module, Route | None] = {}
 
     def promises(self) -> bool:
         """Whether the weight of its attention is large."""
@@ -94,7 +100,9 @@ class EncoderLayerStandIn(StandIn):
         if weight is None or attention.bias_k is not None or attention.add_zero_attn or hooked(out):
             return "its attention is of an unusual kind, has hooks, or a weight computed from other parameters"
         projection, inner, outer = map(parameters_of, (out, modules["linear1"], modules["linear2"]))
-        if projection is None or inner is None or outer is None:
+        norms = [modules[name]._parameters for name in ("norm1", "norm2")]
+        computed = any("weight" not in own or "bias" not in own for own in norms)
+        if projection is None or inner is None or outer is None or computed:
             return "it has a weight that is computed from other parameters"
         activation = self._activation()
         if activation is None:
@@ -114,25 +122,38 @@ class EncoderLayerStandIn(StandIn):
 
     def _layer(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
         layer: Any = self.module
+        first, second = layer._modules["norm1"], layer._modules["norm2"]
         # in place into what was just computed
         if layer.norm_first:
-            x = self._attend(session, layer.norm1(x), parts).add_(x)
-            return _feed_forward(session, layer.norm2(x), parts).add_(x)
-        x = layer.norm1(self._attend(session, x, parts).add_(x))
-        return layer.norm2(_feed_forward(session, x, parts).add_(x))
+            x = self._attend(session, _normalize(first, x), parts).add_(x)
+            return self._feed_forward(session, _normalize(second, x), parts).add_(x)
+        x = _normalize(first, self._attend(session, x, parts).add_(x))
+        return _normalize(second, self._feed_forward(session, x, parts).add_(x))
 
     def _attend(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
         layer: Any = self.module
         attention, identity = layer.self_attn, resolve(None)
         heads, width = attention.num_heads, attention.embed_dim
-        projected = session.linear(x, parts.attention, identity, out=None)
+        projected = self._product(session, x, parts.attention, identity)
         # (first, second, 3, heads, head width) to three of (batch, heads, sequence, head width)
         three = projected.view(*projected.shape[:-1], 3, heads, width // heads)
         order = (2, 0, 3, 1, 4) if attention.batch_first else (2, 1, 3, 0, 4)
         query, key, value = three.permute(order).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value)
         attended = attended.permute((0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)).flatten(-2)
-        return session.linear(attended, parts.projection, identity, out=x.dtype)
+        return in_dtype(self._product(session, attended, parts.projection, identity), x.dtype)
+
+    def _feed_forward(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
+        inner = self._product(session, x, parts.inner, parts.activation)
+        return in_dtype(self._product(session, inner, parts.outer, resolve(None)), x.dtype)
+
+    def _product(self, session: Session, x: Tensor, layer: Affine, activation: Activation) -> Tensor:
+        route = self._routes.get(layer.owner)
+        y = None if route is None else route.run(x, layer.weight, layer.bias, activation)
+        if y is None:
+            y = session.linear(x, layer, activation, out=None)
+            self._routes[layer.owner] = session.route(x, layer, activation)
+        return y
 
 
 def _takes(session: Session, src: Any, layer: Affine) -> bool:
@@ -146,6 +167,6 @@ def _takes(session: Session, src: Any, layer: Affine) -> bool:
     )
 
 
-def _feed_forward(session: Session, x: Tensor, parts: _Parts) -> Tensor:
-    inner = session.linear(x, parts.inner, parts.activation, out=None)
-    return session.linear(inner, parts.outer, resolve(None), out=x.dtype)
+def _normalize(norm: Any, x: Tensor) -> Tensor:
+    own = norm._parameters
+    return torch.layer_norm(x, norm.normalized_shape, own["weight"], own["bias"], norm.eps)

@@ -10,6 +10,7 @@ from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import note_gain
 from torchadx.inference._session import Session
 from torchadx.inference._state import Affine, Route
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
 
@@ -46,7 +47,7 @@ class LinearStandIn(StandIn):
             y = self._route.run(input, weight, own["bias"], self.activation())
             if y is not None:
                 note_gain()
-                return y if y.dtype is input.dtype else y.to(input.dtype)
+                return in_dtype(y, input.dtype)
         layer = parameters_of(self.module)
         if layer is None or not session.gains(input, layer.weight) or not session.takes(input, layer):
             return self.as_it_is(input)

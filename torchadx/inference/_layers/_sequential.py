@@ -14,6 +14,7 @@ from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, note_gain, patched
 from torchadx.inference._session import Session
 from torchadx.inference._state import Affine, Route
+from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
 
@@ -110,7 +111,8 @@ class SequentialStandIn(StandIn):
 
     def run(self, session: Session, input: Any) -> Any:
         """Apply the modules in turn."""
-        x, dtype = input, getattr(input, "dtype", None)
+        x = input
+        dtype: Any = getattr(input, "dtype", None)
         # between layers that compute in a lower dtype nothing is cast back
         lowers, repeats = session.lowers(input), session.repeats(input)
         for step, following in self.steps():
@@ -118,16 +120,16 @@ class SequentialStandIn(StandIn):
             y = step.repeat(x) if repeats else None
             if y is not None:
                 note_gain()
-                x = y if stays or y.dtype is dtype else y.to(dtype)
+                x = y if stays else in_dtype(y, dtype)
                 continue
             layer = step.layer(session, x)
             if layer is None:
-                x = step.call(_in(x, dtype) if lowers else x)
+                x = step.call(in_dtype(x, dtype) if lowers and isinstance(x, Tensor) else x)
                 dtype = getattr(x, "dtype", None)
             else:
                 x = step.run(session, x, layer, None if stays else dtype, repeats)
                 dtype = dtype if lowers else x.dtype
-        return _in(x, dtype) if lowers else x
+        return in_dtype(x, dtype) if lowers and isinstance(x, Tensor) else x
 
     def steps(self) -> "list[tuple[_Step, _Step | None]]":
         """Return what runs together, each with what follows; found anew where the children are others than before."""
@@ -187,7 +189,3 @@ def _recognised(module: nn.Module) -> Activation | None:
 
 def _hyperparameters(module: nn.Module) -> set[str]:
     return set(getattr(module, "__constants__", ())) - {"inplace"}
-
-
-def _in(x: Any, dtype: torch.dtype | None) -> Any:
-    return x.to(dtype) if isinstance(x, Tensor) and dtype is not None and x.dtype is not dtype else x
