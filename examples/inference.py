@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
     sys.exit(f'this example needs {error.name}: pip install "torchadx[examples]"')
 
 
-TRAIN_BATCH, SERVE_BATCH = 128, 32
+TRAIN_BATCH = 128
 WIDTHS = (64, 512, 512, 10)
 #: passes over the held-out scans that are timed, of each way in turn
 ROUNDS = 25
@@ -46,7 +46,8 @@ saved        what autograd keeps for a backward that never comes
 agreement    share of the predictions that are those of grad mode
 sensitivity  mean |d logit / d brightness|, by dual numbers; its error is against torch.func.jvp in float64
 
-In inference mode plain PyTorch drops tangents without a word. The wrapped module finds them, exact up to rounding."""
+In inference mode plain PyTorch drops tangents without a word. The wrapped module finds them, exact up to rounding;
+what carries tangents is computed in the dtype of the weights, whatever dtype the wrapper has."""
 
 
 class Way(NamedTuple):
@@ -59,7 +60,7 @@ class Way(NamedTuple):
 
     def serve(self, scans: Tensor) -> Tensor:
         with self.mode():
-            return torch.cat([self.module(batch) for batch in scans.split(SERVE_BATCH)])
+            return self.module(scans)
 
     def brightness_tangent(self, scans: Tensor) -> Tensor | None:
         """Derivatives of the logits as all pixels get brighter, each in proportion to what it is."""
@@ -125,7 +126,7 @@ def table_of(ways: Sequence[Way], plain: nn.Module, scans: Tensor) -> Table:
     _, expected = torch.func.jvp(double, (scans.double(),), (scans.double(),))
     predictions = ways[0].serve(scans).argmax(1)
 
-    title = f"{len(scans)} held-out scans in batches of {SERVE_BATCH}, an MLP {'-'.join(map(str, WIDTHS))} with GELU"
+    title = f"{len(scans)} held-out scans served at once, an MLP {'-'.join(map(str, WIDTHS))} with GELU"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("mode", "module", "time", "saved", "agreement", "sensitivity", "its error"):
         table.add_column(column, justify="left" if column in ("mode", "module") else "right", no_wrap=True)
