@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+import torchadx
 from torchadx.inference import InferenceAware
 
 from .checks import as_exact
@@ -109,3 +110,76 @@ def test_a_small_change_that_versions_do_not_count(name):
     with torch.no_grad():
         SMALL[name](wrapper.module[2].weight)
     agrees(wrapper)
+
+
+BIASES = {
+    "one number": lambda: torch.randn(1),
+    "a row": lambda: torch.randn(1, 512),
+    "another dtype": lambda: torch.randn(512, dtype=torch.float64),
+    "a subclass": lambda: torch.randn(512).as_subclass(type("Doubled", (torch.Tensor,), {})),
+}
+
+
+@pytest.mark.parametrize("container", [lambda layer: layer, lambda layer: nn.Sequential(layer, nn.ReLU())])
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_of_another_kind(name, container):
+    """Before the first call and after some: what PyTorch broadcasts is broadcast, what it refuses is refused."""
+    for calls in (0, 3):
+        layer, x = nn.Linear(256, 512), torch.randn(16, 256)
+        module = container(layer)
+        wrapper = InferenceAware(module).eval()
+        with torch.inference_mode():
+            for _ in range(calls):
+                wrapper(x)
+        layer.bias = nn.Parameter(BIASES[name](), requires_grad=False)
+        with torch.inference_mode():
+            for _ in range(3):
+                try:
+                    expected = module(x)
+                except RuntimeError:
+                    with pytest.raises(RuntimeError):
+                        wrapper(x)
+                else:
+                    torch.testing.assert_close(wrapper(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_activation_in_a_fused_layer():
+    layer, x = torchadx.nn.Linear(256, 512, activation="gelu"), torch.randn(16, 256)
+    wrapper = InferenceAware(nn.Sequential(layer, nn.Identity())).eval()
+    with torch.inference_mode():
+        for activation in ("gelu", "tanh", "relu"):
+            layer.activation = activation
+            for _ in range(3):
+                torch.testing.assert_close(wrapper(x), wrapper.module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_inputs_that_are_no_ordinary_tensors():
+    module = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+    wrapper = InferenceAware(module).eval()
+    nested = torch.nested.nested_tensor([torch.randn(3, 256), torch.randn(5, 256)])
+    with torch.inference_mode():
+        for _ in range(3):
+            for got, expected in zip(wrapper(nested).unbind(), module(nested).unbind(), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_small_inputs_do_not_keep_large_ones_from_prepared_weights():
+    wrapper = InferenceAware(nn.Sequential(nn.Linear(256, 512), nn.ReLU())).eval()
+    with torch.inference_mode():
+        for rows in (1, 1, 1, 1, 16, 16):
+            wrapper(input=torch.randn(rows, 256))
+    assert wrapper.prepared_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["self_attn.out_proj", "linear1", "linear2"])
+def test_a_bias_of_another_kind_in_an_encoder_layer(name):
+    layer, x = nn.TransformerEncoderLayer(256, 4, 256, batch_first=True, norm_first=True), torch.randn(4, 8, 256)
+    wrapper = InferenceAware(layer).eval()
+    with torch.inference_mode():
+        for _ in range(3):
+            wrapper(x)
+        layer.get_submodule(name).bias = nn.Parameter(torch.randn(1), requires_grad=False)
+        for _ in range(3):
+            torch.testing.assert_close(wrapper(x), layer(x), rtol=1e-5, atol=1e-5)
+    assert "not of one kind" in wrapper.explain()

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _CALL = "_compiled_call_impl"
 _TRIES = 3
@@ -92,6 +93,16 @@ def compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules or not (call is None or getattr(call, "func", None) is _dispatch)
 
 
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Size, ...] | None:
+    """Return the shapes of inputs that are ordinary tensors, all of them; ``None`` where others are among them."""
+    shapes = []
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if type(argument) is not Tensor or argument.is_nested:
+            return None
+        shapes.append(argument.shape)
+    return tuple(shapes)
+
+
 class Lending:
     """Some modules, whose calls can be diverted; calls of several threads may overlap.
 
@@ -103,14 +114,14 @@ class Lending:
         self._stand_ins = stand_ins
         self._diverted = [(module, functools.partial(_dispatch, module)) for module in stand_ins]
         # calls in a row in which nothing was gained, by the shapes of inputs
-        self._idle: dict[tuple[Any, ...], int] = {}
+        self._idle: dict[tuple[torch.Size, ...] | None, int] = {}
 
     def call(self, session: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``module`` with stand-ins running by ``session`` in this thread.
 
         Where none did anything better for inputs of these shapes, again and again, the module is called as it is.
         """
-        shapes = tuple([getattr(argument, "shape", None) for argument in args])
+        shapes = _shapes(args, kwargs)
         if not self._diverted or self._idle.get(shapes, 0) >= _TRIES:
             return module(*args, **kwargs)
         before = _active.session, _active.stand_ins, _active.gained
@@ -120,14 +131,14 @@ class Lending:
             result = _dispatch(module, *args, **kwargs) if module in self._stand_ins else module(*args, **kwargs)
             if _active.gained:
                 self._idle.pop(shapes, None)
-            else:
+            elif shapes is not None:
                 self._note_idle(shapes)
             return result
         finally:
             _active.session, _active.stand_ins, _active.gained = before
             self._restore()
 
-    def _note_idle(self, shapes: tuple[Any, ...]) -> None:
+    def _note_idle(self, shapes: tuple[torch.Size, ...]) -> None:
         if len(self._idle) >= _MAX_SHAPES:
             self._idle.clear()
         self._idle[shapes] = self._idle.get(shapes, 0) + 1

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchadx import dispatch, functional, ops
 from torchadx.activations import Activation
 from torchadx.inference._lending import note_gain
-from torchadx.inference._state import Affine, Route
+from torchadx.inference._state import Affine, Route, fits
 from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import Weights
 
@@ -57,12 +57,11 @@ class Session:
 
     def takes(self, x: Any, layer: Affine) -> bool:
         """Whether :meth:`linear` can do what the layer itself would; the layer raises for what fits nowhere."""
-        weight, bias = layer.weight, layer.bias
+        weight = layer.weight
         return (
             type(x) in (Tensor, nn.Parameter)
             and x.layout is torch.strided
             and not x.is_nested
-            and type(weight) in (Tensor, nn.Parameter)
             and x.dim() > 0
             and x.shape[-1] == weight.shape[-1]
             and x.numel() > 0
@@ -70,7 +69,7 @@ class Session:
             and x.dtype in _FLOATING
             and (x.dtype is weight.dtype or x.dtype is self.dtype or dispatch.autocasting(x))
             and weight.dtype in _FLOATING
-            and (bias is None or bias.dtype is weight.dtype)
+            and fits(weight, layer.bias)
         )
 
     def explain(self, owner: nn.Module, name: str = "weight") -> str:

@@ -19,6 +19,20 @@ DTYPES = {
 }
 
 
+def fits(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether both are plain, and the bias one number for each row; PyTorch takes others, and broadcasts them."""
+    return type(weight) in (Tensor, nn.Parameter) and (
+        bias is None
+        or (
+            type(bias) in (Tensor, nn.Parameter)
+            and bias.dim() == 1
+            and bias.shape[0] == weight.shape[0]
+            and bias.dtype is weight.dtype
+            and bias.device == weight.device
+        )
+    )
+
+
 class Affine(NamedTuple):
     """A linear layer: its parameters, and where they are held.
 
@@ -128,6 +142,7 @@ class Route:
             or self.revision != tuning.revision()
             or self.threads != torch.get_num_threads()
             or not self.way.available()
+            or not fits(weight, bias)
             or not self.state.holds(weight)
         ):
             return None

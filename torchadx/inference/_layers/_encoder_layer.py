@@ -12,7 +12,7 @@ from torchadx.inference._layers._linear import parameters_of
 from torchadx.inference._layers._stand_in import StandIn
 from torchadx.inference._lending import hooked, patched
 from torchadx.inference._session import Session
-from torchadx.inference._state import Affine, Route
+from torchadx.inference._state import Affine, Route, fits
 from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
@@ -107,9 +107,11 @@ class EncoderLayerStandIn(StandIn):
         activation = self._activation()
         if activation is None:
             return "its activation is not a registered one, or has hooks"
-        return _Parts(
-            Affine(attention, "in_proj_weight", weight, attention.in_proj_bias), projection, inner, outer, activation
-        )
+        entry = Affine(attention, "in_proj_weight", weight, attention.in_proj_bias)
+        for layer in (entry, projection, inner, outer):
+            if layer.weight.dtype is not weight.dtype or not fits(layer.weight, layer.bias):
+                return "its weights and biases are not of one kind"
+        return _Parts(entry, projection, inner, outer, activation)
 
     def _activation(self) -> Activation | None:
         activation: Any = self.module.activation

@@ -171,7 +171,7 @@ def _steps_of(sequence: nn.Module) -> "list[_Step]":
         if type(child) is nn.Linear:
             steps.append(_Step({name: child}, resolve(None)))
         elif type(child) is torchadx.nn.Linear:
-            steps.append(_Step({name: child}, resolve(child.activation)))
+            steps.append(_Step({name: child}, resolve(child.activation), {"activation": child.activation}))
         elif row is not None and previous is not None and previous.takes_activation():
             settings = {setting: getattr(child, setting) for setting in _hyperparameters(child)}
             steps[-1] = _Step({**previous.children, name: child}, row, settings)
