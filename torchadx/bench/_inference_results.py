@@ -3,6 +3,7 @@
 import dataclasses
 
 from torchadx.bench._harness import Timing
+from torchadx.bench._results import Compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Case(Compared[Row]):
     """One module at one batch, served by every contender.
 
     Attributes:
@@ -41,17 +42,3 @@ class Case:
     inputs: tuple[int, ...]
     weights: int
     rows: tuple[Row, ...]
-
-    def row(self, name: str) -> Row | None:
-        """Return the row of a contender, if it took part."""
-        return next((row for row in self.rows if row.name == name), None)
-
-    def median(self, name: str) -> float | None:
-        """Return a contender's median in seconds a call, if it was timed."""
-        row = self.row(name)
-        return row.timing.median if row and row.timing else None
-
-    def ratio(self, name: str, over: str) -> float | None:
-        """Return how many times faster contender ``name`` is than ``over``, if both were timed."""
-        mine, theirs = self.median(name), self.median(over)
-        return theirs / mine if mine and theirs else None
