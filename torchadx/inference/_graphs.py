@@ -43,7 +43,7 @@ class Graphs:
         """Replay the graph for inputs like these, captured first where there is none.
 
         Args:
-            run: What is captured.
+            run: What is captured: ``(args, kwargs) -> output``.
             args: Its arguments: CUDA tensors, and hashable values that stay the same per graph.
             kwargs: Likewise.
             stamp: Returns something that changes with the addresses of the memory that ``run`` reads besides.
@@ -88,9 +88,9 @@ def _capture(run: Callable[..., Any], leaves: list[Any], spec: Any, stamp: Calla
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
-            run(*args, **kwargs)
+            run(args, kwargs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = run(*args, **kwargs)
+        output = run(args, kwargs)
     return _Captured(graph, [leaf for leaf in statics if isinstance(leaf, Tensor)], output, stamp())

@@ -1,5 +1,6 @@
 """The wrapper."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -156,13 +157,9 @@ class InferenceAware(nn.Module):
     def _infer_now(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if ops.in_forward_level():
             return self._differentiate(args, kwargs)
-        if self._graphs is None:
-            return self._boundary.finish(plan.prepared.call(self._prepared, self.module, args, kwargs))
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return plan.prepared.call(self._prepared, self.module, args, kwargs)
-
-        return self._boundary.finish(self._graphs.call(run, args, kwargs, self._addresses))
+        run = functools.partial(plan.prepared.call, self._prepared, self.module)
+        result = run(args, kwargs) if self._graphs is None else self._graphs.call(run, args, kwargs, self._addresses)
+        return self._boundary.finish(result)
 
     def _differentiate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def step() -> Any:

@@ -26,14 +26,12 @@ class Way:
         prepare: Makes the copy of the weight, in that dtype; ``None`` where the weight itself will do.
         run: ``(x, prepared, bias, activation) -> (..., out)``, all of that dtype.
         available: Whether it may be used now, by what users can switch.
-        why: What there is to win, for ``explain()``.
     """
 
     name: str
     serves: Callable[[Tensor, torch.dtype], bool]
     prepare: Callable[[Tensor, torch.dtype], Tensor] | None
     run: Callable[[Tensor, Tensor, Tensor | None, Activation], Tensor]
-    why: str
     available: Callable[[], bool] = lambda: True
 
 
@@ -79,7 +77,6 @@ WAYS = (
         serves=lambda weight, dtype: not dispatch.on_accelerator(weight) and dtype in dispatch.onednn_dtypes(),
         prepare=_pack,
         run=_run_packed,
-        why="oneDNN reads a packed weight faster, and applies the activation as it goes",
         available=lambda: bool(torch.backends.mkldnn.enabled),
     ),
     Way(
@@ -87,21 +84,18 @@ WAYS = (
         serves=lambda weight, dtype: weight.dtype != dtype,
         prepare=lambda weight, dtype: weight.detach().to(dtype),
         run=plain,
-        why="the weight is half as large",
     ),
     Way(
         "plain",
         serves=lambda weight, dtype: weight.dtype == dtype,
         prepare=None,
         run=plain,
-        why="nothing prepared was faster",
     ),
     Way(
         "transposed",
         serves=lambda weight, dtype: dispatch.select("linear", weight).backend == "triton",
         prepare=_transpose,
         run=functional.linear,
-        why="the kernel reads a transposed weight faster",
     ),
 )
 BY_NAME = {way.name: way for way in WAYS}

@@ -80,7 +80,7 @@ def plain(*tensors: Tensor | None) -> bool:
 
     Then an op's Function may be applied directly, without the dispatcher's detour through Python.
     """
-    return untransformed() and no_mode() and _ordinary(tensors)
+    return untransformed() and _no_mode() and _ordinary(tensors)
 
 
 def plain_unrecorded(*tensors: Tensor | None) -> bool:
@@ -131,9 +131,8 @@ def records_in_functorch(*tensors: Tensor | None) -> bool:
     return kinds <= {TransformType.Grad, TransformType.Jvp} and (TransformType.Grad in kinds or needs_grad(*tensors))
 
 
-def no_mode() -> bool:
-    """Whether no dispatch or function mode of Python's and no tracer looks at every operation."""
-    return not (_len_torch_dispatch_stack() or _len_torch_function_stack()) and _get_tracing_state() is None
+def _no_mode() -> bool:
+    return not _len_torch_dispatch_stack() and not _len_torch_function_stack() and no_tracer()
 
 
 def no_tracer() -> bool:
@@ -156,7 +155,7 @@ def plain_duals(*tensors: Tensor | None) -> tuple[Tensors, Tensors, int] | None:
         ``(primals, tangents, level)`` for :func:`join_duals`, level being functorch's or 0 outside of it. ``None``
         where a tensor is not ordinary, anything else is around, or no tensor has a tangent.
     """
-    if fwAD._current_level < 0 or not _is_fwd_grad_enabled() or torch.is_inference_mode_enabled() or not no_mode():
+    if fwAD._current_level < 0 or not _is_fwd_grad_enabled() or torch.is_inference_mode_enabled() or not _no_mode():
         return None
     level = 0
     if _are_functorch_transforms_active():
