@@ -1,5 +1,6 @@
 """Transformer encoder layers."""
 
+from collections import defaultdict
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from torchadx import dispatch
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._linear import parameters_of
-from torchadx.inference._layers._stand_in import StandIn
+from torchadx.inference._layers._stand_in import StandIn, recognised
 from torchadx.inference._lending import hooked, patched
-from torchadx.inference._session import Session
-from torchadx.inference._state import Affine, Route, fits
+from torchadx.inference._session import Product, Session
+from torchadx.inference._state import Affine, fits
 from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
@@ -45,7 +46,7 @@ class EncoderLayerStandIn(StandIn):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._routes: dict[nn.Module, Route | None] = {}
+        self._products: defaultdict[nn.Module, Product] = defaultdict(Product)
 
     def promises(self) -> bool:
         """Whether the weight of its attention is large."""
@@ -115,12 +116,8 @@ class EncoderLayerStandIn(StandIn):
 
     def _activation(self) -> Activation | None:
         activation: Any = self.module.activation
-        if isinstance(activation, nn.Module) and hooked(activation):
-            return None
-        try:
-            return resolve(activation)
-        except ValueError:
-            return None
+        hidden = isinstance(activation, nn.Module) and hooked(activation)
+        return None if hidden else recognised(activation)
 
     def _layer(self, session: Session, x: Tensor, parts: _Parts) -> Tensor:
         layer: Any = self.module
@@ -150,12 +147,9 @@ class EncoderLayerStandIn(StandIn):
         return in_dtype(self._product(session, inner, parts.outer, resolve(None)), x.dtype)
 
     def _product(self, session: Session, x: Tensor, layer: Affine, activation: Activation) -> Tensor:
-        route = self._routes.get(layer.owner)
-        y = None if route is None else route.run(x, layer.weight, layer.bias, activation)
-        if y is None:
-            y = session.linear(x, layer, activation, out=None)
-            self._routes[layer.owner] = session.route(x, layer, activation)
-        return y
+        product = self._products[layer.owner]
+        y = product.again(session, x, layer, activation)
+        return product.run(session, x, layer, activation, out=None) if y is None else y
 
 
 def _takes(session: Session, src: Any, layer: Affine) -> bool:

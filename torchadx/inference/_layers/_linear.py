@@ -7,9 +7,8 @@ from torch import nn
 import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._stand_in import StandIn
-from torchadx.inference._lending import note_gain
-from torchadx.inference._session import Session
-from torchadx.inference._state import Affine, Route
+from torchadx.inference._session import Product, Session
+from torchadx.inference._state import Affine
 from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
@@ -28,7 +27,7 @@ class LinearStandIn(StandIn):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._route: Route | None = None
+        self._product = Product()
 
     def activation(self) -> Activation:
         """The activation that is part of the layer."""
@@ -40,20 +39,15 @@ class LinearStandIn(StandIn):
 
     def run(self, session: Session, input: Any) -> Any:
         """Apply the layer to ``(..., in_features)``."""
-        repeats = session.repeats(input)
-        own = self.module._parameters
-        weight = own.get("weight")
-        if repeats and self._route is not None and weight is not None and "bias" in own:
-            y = self._route.run(input, weight, own["bias"], self.activation())
-            if y is not None:
-                note_gain()
-                return in_dtype(y, input.dtype)
-        layer = parameters_of(self.module)
-        if layer is None or not session.gains(input, layer.weight) or not session.takes(input, layer):
+        layer, activation = parameters_of(self.module), self.activation()
+        if layer is None:
             return self.as_it_is(input)
-        y = session.linear(input, layer, self.activation(), out=input.dtype)
-        self._route = session.route(input, layer, self.activation()) if repeats else None
-        return y
+        y = self._product.again(session, input, layer, activation)
+        if y is not None:
+            return in_dtype(y, input.dtype)
+        if not session.gains(input, layer.weight) or not session.takes(input, layer):
+            return self.as_it_is(input)
+        return self._product.run(session, input, layer, activation, out=input.dtype)
 
     def explain(self, session: Session) -> str:
         """Say whether its weight is prepared."""

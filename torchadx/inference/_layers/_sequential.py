@@ -4,16 +4,15 @@ import dataclasses
 from itertools import zip_longest
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 import torchadx.nn
 from torchadx.activations import Activation, resolve
 from torchadx.inference._layers._linear import parameters_of
-from torchadx.inference._layers._stand_in import StandIn
-from torchadx.inference._lending import hooked, note_gain, patched
-from torchadx.inference._session import Session
-from torchadx.inference._state import Affine, Route
+from torchadx.inference._layers._stand_in import StandIn, recognised
+from torchadx.inference._lending import hooked, patched
+from torchadx.inference._session import Product, Session
+from torchadx.inference._state import Affine
 from torchadx.inference._tensors import in_dtype
 from torchadx.inference._weights import large
 
@@ -35,7 +34,7 @@ class _Step:
     def __post_init__(self) -> None:
         self.modules = tuple(self.children.values())
         self._kinds = tuple((module, type(module)) for module in self.modules)
-        self._route: Route | None = None
+        self.product = Product()
 
     def takes_activation(self) -> bool:
         """Whether it is a linear layer without an activation so far."""
@@ -61,20 +60,12 @@ class _Step:
                 return False
         return all(getattr(self.modules[-1], name) == value for name, value in self.settings.items())
 
-    def repeat(self, x: Any) -> Tensor | None:
+    def again(self, session: Session, x: Any) -> Tensor | None:
         """Do what was done for the last ``x``, in the dtype of then; ``None`` where anything is not as it was."""
-        route, own = self._route, self.modules[0]._parameters
-        weight = own.get("weight")
-        if route is None or self.activation is None or weight is None or "bias" not in own or not self._untouched():
+        layer = parameters_of(self.modules[0])
+        if layer is None or self.activation is None or not self._untouched():
             return None
-        return route.run(x, weight, own["bias"], self.activation)
-
-    def run(self, session: Session, x: Tensor, layer: Affine, out: torch.dtype | None, repeats: bool) -> Tensor:
-        """Run as one on ``x``, and remember how if that may be repeated."""
-        assert self.activation is not None
-        y = session.linear(x, layer, self.activation, out)
-        self._route = session.route(x, layer, self.activation) if repeats else None
-        return y
+        return self.product.again(session, x, layer, self.activation)
 
     @property
     def weight(self) -> Tensor | None:
@@ -114,20 +105,19 @@ class SequentialStandIn(StandIn):
         x = input
         dtype: Any = getattr(input, "dtype", None)
         # between layers that compute in a lower dtype nothing is cast back
-        lowers, repeats = session.lowers(input), session.repeats(input)
+        lowers = session.lowers(input)
         for step, following in self.steps():
             stays = lowers and following is not None and following.activation is not None
-            y = step.repeat(x) if repeats else None
+            y = step.again(session, x)
             if y is not None:
-                note_gain()
                 x = y if stays else in_dtype(y, dtype)
                 continue
             layer = step.layer(session, x)
-            if layer is None:
+            if layer is None or step.activation is None:
                 x = step.call(in_dtype(x, dtype) if lowers and isinstance(x, Tensor) else x)
                 dtype = getattr(x, "dtype", None)
             else:
-                x = step.run(session, x, layer, None if stays else dtype, repeats)
+                x = step.product.run(session, x, layer, step.activation, None if stays else dtype)
                 dtype = dtype if lowers else x.dtype
         return in_dtype(x, dtype) if lowers and isinstance(x, Tensor) else x
 
@@ -167,7 +157,7 @@ def _steps_of(sequence: nn.Module) -> "list[_Step]":
     for name, child in sequence._modules.items():
         assert child is not None
         previous = steps[-1] if steps else None
-        row = _recognised(child)
+        row = recognised(child)
         if type(child) is nn.Linear:
             steps.append(_Step({name: child}, resolve(None)))
         elif type(child) is torchadx.nn.Linear:
@@ -178,13 +168,6 @@ def _steps_of(sequence: nn.Module) -> "list[_Step]":
         else:
             steps.append(_Step({name: child}))
     return steps
-
-
-def _recognised(module: nn.Module) -> Activation | None:
-    try:
-        return resolve(module)
-    except ValueError:
-        return None
 
 
 def _hyperparameters(module: nn.Module) -> set[str]:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from torchadx.activations import Activation, ActivationLike, resolve
 from torchadx.inference._lending import patched
 from torchadx.inference._session import Session
 
@@ -51,3 +52,11 @@ class StandIn(abc.ABC):
     def as_it_is(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward."""
         return self.module.forward(*args, **kwargs)
+
+
+def recognised(activation: ActivationLike) -> Activation | None:
+    """Return the registered activation that this is, if it is one."""
+    try:
+        return resolve(activation)
+    except ValueError:
+        return None
