@@ -93,8 +93,8 @@ class SequentialStandIn(StandIn):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._children: tuple[nn.Module | None, ...] = ()
-        self._steps: list[tuple[_Step, _Step | None]] = []
+        # the children, and what runs together; replaced as one, because several threads may ask
+        self._found: tuple[tuple[nn.Module | None, ...], list[tuple[_Step, _Step | None]]] = ((), [])
 
     def promises(self) -> bool:
         """Whether a linear layer in it has a large weight."""
@@ -123,11 +123,11 @@ class SequentialStandIn(StandIn):
 
     def steps(self) -> "list[tuple[_Step, _Step | None]]":
         """Return what runs together, each with what follows; found anew where the children are others than before."""
-        children = tuple(self.module._modules.values())
-        if children != self._children:
+        children, found = tuple(self.module._modules.values()), self._found
+        if children != found[0]:
             steps = _steps_of(self.module)
-            self._children, self._steps = children, list(zip_longest(steps, steps[1:]))
-        return self._steps
+            found = self._found = children, list(zip_longest(steps, steps[1:]))
+        return found[1]
 
     def explain(self, session: Session) -> str:
         """Say how its modules are called."""
