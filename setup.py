@@ -13,9 +13,15 @@ LOSSLESS = ["blosc2>=2.7"]
 DATAFRAME = ["pandas>=2"]
 PROGRESS = ["tqdm>=4.65"]
 SCIPY = ["scipy>=1.11"]
-EXAMPLES = [*BENCH, *PROGRESS, "matplotlib>=3.8", "scikit-learn>=1.3"]
-# expecttest and numpy: torch.testing._internal needs them, whose operator samples the tests compare with
-TEST = [*EXAMPLES, *LOSSLESS, *DATAFRAME, *SCIPY, "expecttest>=0.2", "hypothesis>=6.100", "numpy>=1.26", "pytest>=8"]
+INSPECT = ["graphviz>=0.20", "matplotlib>=3.8", "plotly>=6"]
+EXAMPLES = [*BENCH, *PROGRESS, *INSPECT, "scikit-learn>=1.3"]
+TEST = [
+    *(*EXAMPLES, *LOSSLESS, *DATAFRAME, *SCIPY, "hypothesis>=6.100", "pytest>=8"),
+    # drives a Chromium that is installed: pages are looked at as people see them
+    "playwright>=1.45",
+    # torch.testing._internal needs these, whose operator samples the tests compare with
+    *("expecttest>=0.2", "numpy>=1.26"),
+]
 DEV = [*TEST, "import-linter>=2.1", "mypy>=1.15", "pre-commit>=3.7", "ruff>=0.12"]
 
 setup(
@@ -28,7 +34,7 @@ setup(
     license_files=["LICENSE"],
     author="the torchadx authors",
     packages=find_packages(include=["torchadx", "torchadx.*"]),
-    package_data={"torchadx": ["py.typed"]},
+    package_data={"torchadx": ["py.typed"], "torchadx.inspect._page": ["*.html", "*.css", "*.js", "vendor/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -39,6 +45,7 @@ setup(
         "dataframe": DATAFRAME,
         "dev": DEV,
         "examples": EXAMPLES,
+        "inspect": INSPECT,
         "lossless": LOSSLESS,
         "progress": PROGRESS,
         "scipy": SCIPY,

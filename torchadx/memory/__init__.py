@@ -1,5 +1,6 @@
 """See, move and shrink what autograd saves for backward."""
 
+from torchadx.memory._packed import Residence, residence
 from torchadx.memory.budget import Budget, BudgetError
 from torchadx.memory.codecs import Codec, register_codec
 from torchadx.memory.managed import managed
@@ -22,6 +23,7 @@ __all__ = [
     "HostStore",
     "Policy",
     "Report",
+    "Residence",
     "Rule",
     "Store",
     "TensorMeta",
@@ -30,4 +32,5 @@ __all__ = [
     "managed",
     "offload",
     "register_codec",
+    "residence",
 ]

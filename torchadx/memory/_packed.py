@@ -1,5 +1,6 @@
 """What the graph holds in place of a saved tensor. All state of one saved tensor lives here, so the graph frees it."""
 
+import dataclasses
 import time
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,49 @@ from torchadx.memory.policy import Action
 from torchadx.memory.stores import StaleCopyError, Stored
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Residence:
+    """Where and in what form a saved tensor waits for backward.
+
+    Attributes:
+        identity: Equal for saved tensors that share an encoding, and for no others that are alive.
+        action: What was done, as a policy string.
+        shape: Of the tensor.
+        dtype: Of the tensor.
+        stride: Of the tensor, in elements.
+        device: Where the tensor came from, and is brought back to.
+        nbytes: Bytes of the elements that were encoded: all of its storage, or the stretch it shows.
+        held_bytes: Bytes held for these instead.
+        resident: Whether that is in the memory of ``device``.
+        parts: What is in memory of it, such as it is.
+    """
+
+    identity: int
+    action: str
+    shape: torch.Size
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    device: torch.device
+    nbytes: int
+    held_bytes: int
+    resident: bool
+    parts: tuple[Tensor, ...]
+
+
+def residence(packed: object) -> Tensor | Residence | None:
+    """Say what a manager made of a saved tensor, which stays as it is: nothing is decoded, read or counted.
+
+    Args:
+        packed: What the graph holds (the ``data`` of a node's ``_raw_saved_...``).
+
+    Returns:
+        The tensor itself if it was kept; ``None`` if no manager packed it.
+    """
+    if isinstance(packed, Kept):
+        return packed.tensor
+    return packed.residence() if isinstance(packed, Shown) else None
+
+
 class Kept:
     """A tensor kept by reference. Hooks switch autograd's check of in-place changes off, so it is made here."""
 
@@ -26,6 +70,11 @@ class Kept:
         self._version = tensor._version
         self._module = module
         self._hold = hold
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor, unchecked."""
+        return self._tensor
 
     def unpack(self) -> Tensor:
         """Return the tensor.
@@ -122,6 +171,22 @@ class Piece:
         """Let go of the elements decoded last, unless someone else uses them."""
         self._kept = None
 
+    def residence(self, view: View) -> Residence:
+        """Describe a saved tensor that is this view of the piece."""
+        dtype, action, store = self._encoded.dtype, self.row.action, self.row.action.partition("@")[2] or "device"
+        return Residence(
+            identity=id(self),
+            action=action,
+            shape=view.size,
+            dtype=dtype,
+            stride=view.stride,
+            device=self._device,
+            nbytes=self.region.numel * dtype.itemsize,
+            held_bytes=self._stored.nbytes,
+            resident=store == "device" or (store == "host" and self._device.type == "cpu"),
+            parts=self._stored.in_memory(),
+        )
+
     def elements(self) -> Tensor:
         """Return the elements of the region, ``(numel,)``; the same ones again as long as a user of them lives."""
         # one who wrote into them made them useless for the others
@@ -151,6 +216,10 @@ class Shown:
 
     def __init__(self, piece: Piece, view: View, module: str | None) -> None:
         self._piece, self._view, self._module = piece, view, module
+
+    def residence(self) -> Residence:
+        """Say where and in what form it waits."""
+        return self._piece.residence(self._view)
 
     def unpack(self) -> Tensor:
         """Return the tensor, decoded.

@@ -1,7 +1,15 @@
 """``torch.ops.torchadx.*``, one file per op family, and the shortest way into each."""
 
 from torchadx.ops import linear_dual as _linear_dual  # noqa: F401  (registers its ops)
-from torchadx.ops._closure import in_forward_level, no_global_hooks, no_tracer, transforms, undisturbed
+from torchadx.ops._closure import (
+    in_forward_level,
+    next_sequence_number,
+    no_global_hooks,
+    no_tracer,
+    sequence_number,
+    transforms,
+    undisturbed,
+)
 from torchadx.ops._closure import untransformed as outside_transforms
 from torchadx.ops.linear import call_linear, explain_linear
 
@@ -9,9 +17,11 @@ __all__ = [
     "call_linear",
     "explain_linear",
     "in_forward_level",
+    "next_sequence_number",
     "no_global_hooks",
     "no_tracer",
     "outside_transforms",
+    "sequence_number",
     "transforms",
     "undisturbed",
 ]

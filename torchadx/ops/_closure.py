@@ -8,6 +8,7 @@ why each guard is there. This is the only file that uses private names of torch.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ try:
         _len_torch_dispatch_stack,
         _len_torch_function_stack,
     )
+    from torch._C._autograd import _get_sequence_nr as next_sequence_number  # noqa: F401
     from torch._C._functorch import TransformType, _unwrap_for_grad, _wrap_for_grad, get_interpreter_stack
     from torch._C._functorch import is_functorch_wrapped_tensor as _is_wrapped
     from torch._C._functorch import is_legacy_batchedtensor as _is_legacy_batched
@@ -46,6 +48,8 @@ except (ImportError, AttributeError) as error:
     ) from error
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
+# the place of a node of the graph among those made in its thread
+sequence_number: Callable[[Any], int] = operator.methodcaller("_sequence_nr")
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -109,10 +113,8 @@ def undisturbed() -> bool:
     return (
         fwAD._current_level < 0
         and not _are_functorch_transforms_active()
-        and not _len_torch_dispatch_stack()
-        and not _len_torch_function_stack()
+        and not (_len_torch_dispatch_stack() or _len_torch_function_stack() or _has_any_global_hook())
         and _get_tracing_state() is None
-        and not _has_any_global_hook()
     )
 
 

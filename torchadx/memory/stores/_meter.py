@@ -97,6 +97,10 @@ class InMemory(Stored):
     def __del__(self) -> None:
         self._meter.release(self.nbytes)
 
+    def in_memory(self) -> tuple[Tensor, ...]:
+        """Return the tensors themselves."""
+        return self._parts
+
     def get(self) -> tuple[Tensor, ...]:
         """Return the tensors themselves."""
         return self._parts

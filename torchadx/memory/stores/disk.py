@@ -152,5 +152,10 @@ class _OnDisk(Stored):
     def __del__(self) -> None:
         self._spool.drop(self._item)
 
+    def in_memory(self) -> tuple[Tensor, ...]:
+        """Return the contents if they are not written yet, or were read ahead."""
+        load = self._item.load
+        return load.parts if load is not None and load.done else ()
+
     def get(self) -> tuple[Tensor, ...]:
         return tuple(part.to(self._device) for part in self._spool.get(self._item))

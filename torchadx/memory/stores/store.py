@@ -22,6 +22,10 @@ class Stored(abc.ABC):
     __slots__ = ("__weakref__", "nbytes")
     nbytes: int
 
+    def in_memory(self) -> tuple[Tensor, ...]:
+        """Return the tensors as far as they are in memory as such; this starts nothing, and counts nothing."""
+        return ()
+
     @abc.abstractmethod
     def get(self) -> tuple[Tensor, ...]:
         """Return the tensors on the device they came from. Repeatable, from any thread; must not be written to.
