@@ -1,0 +1,183 @@
+"""Which module made a node of the graph: hooks around every module's forward note the sequence numbers between them."""
+
+import bisect
+import collections
+import dataclasses
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import TensorWeakRef
+
+from torchadx.ops import next_sequence_number
+
+#: begins the names of the profiler's ranges, which a run's index ends
+RANGE = "torchadx.inspect module "
+
+
+@dataclasses.dataclass(slots=True)
+class _Root:
+    """An outermost module, and what it and its submodules are called."""
+
+    module: nn.Module
+    paths: dict[int, str]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Root":
+        return cls(module, {id(inner): path for path, inner in module.named_modules()})
+
+
+@dataclasses.dataclass(slots=True)
+class _Run:
+    """One run of a module's forward: the graph's nodes from number ``first`` to before ``last`` are of it."""
+
+    module: int
+    root: int
+    path: str
+    parent: int
+    first: int
+    last: int | None = None
+    range: torch.profiler.record_function | None = None
+
+
+class ModuleWatch:
+    """While entered, notes which modules' forwards run in this thread, by hooks around every module.
+
+    The outermost module with the most submodules, or the one that is given, is the model: its submodules go by their
+    names in ``named_modules()``, it by ``""``. Other outermost modules, such as a loss, go by the name of their class.
+
+    Args:
+        model: The model, where parts of it are called by themselves.
+        ranges: Open a range of the profiler, named by ``RANGE`` and the run's index, around each run.
+    """
+
+    def __init__(self, model: nn.Module | None = None, *, ranges: bool = False) -> None:
+        self._ranges, self._given = ranges, model is not None
+        self._roots = [] if model is None else [_Root.of(model)]
+        self._runs: list[_Run] = []
+        self._firsts: list[int] = []
+        self._running: list[int] = []
+        self._inputs: list[TensorWeakRef] = []
+        self._thread = 0
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "ModuleWatch":
+        self._thread = threading.get_ident()
+        self._handles = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        while self._running:
+            self._close(self._running.pop())
+
+    def module(self) -> str | None:
+        """Return the path of the innermost module whose forward runs; ``None`` outside of modules."""
+        return self.path(self._running[-1]) if self._running else None
+
+    def owner(self, number: int) -> str | None:
+        """Return the path of the innermost module that made the node with this sequence number."""
+        run = bisect.bisect_right(self._firsts, number) - 1
+        while run >= 0:
+            last = self._runs[run].last
+            if last is None or number < last:
+                return self.path(run)
+            # whatever holds the number began before this run and outlasted it
+            run = self._runs[run].parent
+        return None
+
+    def path(self, run: int) -> str:
+        """Return the path of the module of the run with this index."""
+        return self._name(self._runs[run].root, self._runs[run].path)
+
+    def classes(self) -> dict[str, str]:
+        """Map the path of every module known to the name of its class."""
+        return {
+            self._name(index, path): type(module).__name__
+            for index, root in enumerate(self._roots)
+            for path, module in root.module.named_modules()
+        }
+
+    def inputs(self) -> list[Tensor]:
+        """Return the tensors that outermost modules were given by position, as far as they are alive."""
+        return [tensor for reference in self._inputs if (tensor := reference()) is not None]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Map the full names of parameters and buffers of every module known to these."""
+        tensors: dict[str, Tensor] = {}
+        for index, root in enumerate(self._roots):
+            for name, tensor in (*root.module.named_parameters(), *root.module.named_buffers()):
+                tensors[self._name(index, name)] = tensor
+        return tensors
+
+    def _name(self, root: int, path: str) -> str:
+        prefix = self._prefixes()[root]
+        return f"{prefix}.{path}" if prefix and path else prefix or path
+
+    def _prefixes(self) -> list[str]:
+        sizes = [len(root.paths) for root in self._roots]
+        model = 0 if self._given else sizes.index(max(sizes))
+        used: collections.Counter[str] = collections.Counter()
+        prefixes = []
+        for index, root in enumerate(self._roots):
+            name = type(root.module).__name__
+            if index != model:
+                used[name] += 1
+            prefixes.append("" if index == model else name if used[name] == 1 else f"{name}_{used[name]}")
+        return prefixes
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+            return
+        parent = self._running[-1] if self._running else -1
+        root, path = self._place(module, parent)
+        if parent < 0:
+            self._inputs += [TensorWeakRef(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        run = _Run(id(module), root, path, parent, next_sequence_number())
+        self._running.append(len(self._runs))
+        self._firsts.append(run.first)
+        self._runs.append(run)
+        if self._ranges:
+            run.range = torch.profiler.record_function(f"{RANGE}{len(self._runs) - 1}")
+            run.range.__enter__()
+
+    def _place(self, module: nn.Module, parent: int) -> tuple[int, str]:
+        if parent >= 0:
+            outer = self._runs[parent]
+            path = self._roots[outer.root].paths.get(id(module))
+            if path is not None:
+                return outer.root, path
+            name = type(module).__name__
+            return outer.root, f"{outer.path}.{name}" if outer.path else name
+        for index, root in enumerate(self._roots):
+            if id(module) in root.paths:
+                return index, root.paths[id(module)]
+        self._roots.append(_Root.of(module))
+        return len(self._roots) - 1, ""
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+            return
+        if not any(self._runs[run].module == id(module) for run in self._running):
+            return
+        # torch calls no hooks of modules that ended by a KeyboardInterrupt: those inside of this one are over, too
+        while True:
+            run = self._running.pop()
+            self._close(run)
+            if self._runs[run].module == id(module):
+                return
+
+    def _close(self, index: int) -> None:
+        run = self._runs[index]
+        run.last = next_sequence_number()
+        if run.range is not None:
+            run.range.__exit__(None, None, None)
+            run.range = None

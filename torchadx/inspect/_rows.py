@@ -1,0 +1,220 @@
+"""From the nodes of a graph to one row for each storage that they keep."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from torchadx.inspect import _nodes, _why
+from torchadx.inspect._owners import Owner, storage_of
+from torchadx.inspect._report import SavedRow
+from torchadx.memory import Residence, residence
+
+_CHECKPOINT = "torch.utils.checkpoint"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """What one slot holds, in plain numbers.
+
+    Attributes:
+        node: Name of the node.
+        number: Its sequence number.
+        slot: Name of the slot.
+        storage: What tells its memory apart: slots with equal ones share it.
+        identity: Of the storage in the sense of ``_owners``, where a tensor shows one.
+        shape: Of the tensor; ``None`` where a hook hides it.
+        dtype: Of the tensor.
+        stride: Of the tensor, in elements.
+        offset: Of the tensor in its storage, in elements.
+        nbytes: Of the tensor's elements.
+        storage_bytes: Of the storage that it shows.
+        held_bytes: Of what is held in its place.
+        place: Where that is, and as what.
+        resident: Whether that is where the tensor came from.
+        managed: Whether an activation manager encoded or moved it.
+        on_context: Whether it is an attribute of a ``ctx``.
+    """
+
+    node: str
+    number: int
+    slot: str
+    storage: object
+    identity: int | None
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None
+    stride: tuple[int, ...] | None
+    offset: int
+    nbytes: int
+    storage_bytes: int
+    held_bytes: int
+    place: str
+    resident: bool = True
+    managed: bool = False
+    on_context: bool = False
+
+    @property
+    def name(self) -> str:
+        """Node and slot."""
+        return f"{self.node}.{self.slot}"
+
+
+def find(nodes: Iterable[Node]) -> list[Found]:
+    """Read the slots of nodes, in the order in which these were made."""
+    inner = sorted((node for node in nodes if _nodes.leaf_of(node) is None), key=_nodes.number_of)
+    return [_look(node, slot) for node in inner for slot in _nodes.slots(node)]
+
+
+def _look(node: Node, slot: _nodes.Slot) -> Found:
+    at = _nodes.name_of(node), _nodes.number_of(node), slot.name
+    if slot.hook is None:
+        return _tensor(at, slot.held, on_context=slot.on_context)
+    known = residence(slot.held)
+    if isinstance(known, Tensor):
+        return _tensor(at, known)
+    if known is not None:
+        return _managed(at, known)
+    return _foreign(at, slot)
+
+
+def _tensor(at: tuple[str, int, str], tensor: Tensor, *, on_context: bool = False) -> Found:
+    storage = storage_of(tensor)
+    strided = tensor.layout is torch.strided
+    return Found(
+        *at,
+        storage=id(tensor) if storage is None else storage._cdata,
+        identity=None if storage is None else storage._cdata,
+        shape=tuple(tensor.shape),
+        dtype=tensor.dtype,
+        stride=tensor.stride() if strided else None,
+        offset=int(tensor.storage_offset()) if strided else 0,
+        nbytes=tensor.nbytes if strided else 0,
+        storage_bytes=0 if storage is None else storage.nbytes(),
+        held_bytes=0 if storage is None else storage.nbytes(),
+        place=str(tensor.device),
+        on_context=on_context,
+    )
+
+
+def _managed(at: tuple[str, int, str], known: Residence) -> Found:
+    return Found(
+        *at,
+        storage=("encoding", known.identity),
+        identity=None,
+        shape=tuple(known.shape),
+        dtype=known.dtype,
+        stride=known.stride,
+        offset=0,
+        nbytes=known.shape.numel() * known.dtype.itemsize,
+        storage_bytes=known.nbytes,
+        held_bytes=known.held_bytes,
+        place=known.action,
+        resident=known.resident,
+        managed=True,
+    )
+
+
+def _foreign(at: tuple[str, int, str], slot: _nodes.Slot) -> Found:
+    """Describe what somebody else's hooks made of a tensor, from the outside."""
+    assert slot.hook is not None
+    tensors = _nodes.tensors_of(slot.held)
+    only = _tensor(at, tensors[0]) if len(tensors) == 1 else None
+    if only is not None:
+        return dataclasses.replace(only, place=f"{only.place} ({_hook_name(slot.hook)})")
+    recomputed = getattr(slot.hook, "__module__", None) == _CHECKPOINT
+    held = {found.storage: found.held_bytes for found in (_tensor(at, tensor) for tensor in tensors)}
+    return Found(
+        *at,
+        storage=("packed", at[1], at[2]),
+        identity=None,
+        shape=None,
+        dtype=None,
+        stride=None,
+        offset=0,
+        nbytes=0,
+        storage_bytes=sum(held.values()),
+        held_bytes=sum(held.values()),
+        place="recomputed" if recomputed else f"unknown ({_hook_name(slot.hook)})",
+    )
+
+
+def _hook_name(hook: Callable[..., Any]) -> str:
+    """Name a hook: ``"save_on_cpu"`` for a function that a class of that name defines inside of itself."""
+    return getattr(hook, "__qualname__", type(hook).__name__).partition(".")[0]
+
+
+def rows(
+    nodes: Sequence[Node],
+    owned: Mapping[int, Owner],
+    module_of: Callable[[int], str | None],
+    returned: frozenset[int],
+) -> Iterator[SavedRow]:
+    """Yield a row for each storage that slots hold, in the order in which they were saved.
+
+    Args:
+        nodes: Of the graph, in backward's order.
+        owned: Who holds storages besides the graph.
+        module_of: From a node's sequence number to its module's path.
+        returned: Identities of the storages of the outputs, which their user holds.
+    """
+    # an expired storage's identity may come again: all of these are alive while the graph is
+    shared: dict[object, list[Found]] = collections.defaultdict(list)
+    found = find(nodes)
+    saved_at = {id(slot): order for order, slot in enumerate(found)}
+    for slot in found:
+        shared[slot.storage].append(slot)
+    order = {_nodes.number_of(node): place for place, node in enumerate(nodes)}
+    sources = {_nodes.number_of(node): node for node in nodes}
+    for slots in shared.values():
+        first = slots[0]
+        owner = None if first.identity is None else owned.get(first.identity)
+        alias = None if owner is None else owner.alias
+        only = len(slots) == 1 and alias is None and first.identity not in returned
+        held = 0 if alias is not None else max(slot.held_bytes for slot in slots)
+        reason = _why.explain(
+            first.node, first.slot, alias, first.place, on_context=first.on_context, managed=first.managed
+        )
+        yield SavedRow(
+            module=module_of(first.number),
+            source=_nodes.source_of(sources[first.number]),
+            node=first.node,
+            slot=first.slot,
+            slots=tuple(slot.name for slot in slots),
+            shape=first.shape,
+            dtype=None if first.dtype is None else str(first.dtype).removeprefix("torch."),
+            strides=first.stride,
+            nbytes=first.nbytes,
+            slots_bytes=sum(slot.nbytes for slot in slots),
+            storage_bytes=first.storage_bytes,
+            marginal_bytes=held if only else 0,
+            held_bytes=held,
+            alias=alias,
+            relation=_relation(slots, owner, first.identity in returned),
+            residence=first.place,
+            resident=first.resident,
+            saved_at=saved_at[id(first)],
+            used_at=max(order[slot.number] for slot in slots),
+            why=reason.why,
+            remedy=reason.remedy,
+        )
+
+
+def _relation(slots: Sequence[Found], owner: Owner | None, returned: bool) -> str | None:
+    first = slots[0]
+    parts = []
+    if owner is not None and (first.shape, first.stride) != (tuple(owner.shape), owner.stride):
+        turned = first.shape == tuple(reversed(owner.shape)) and first.stride == tuple(reversed(owner.stride))
+        parts.append(f"view of {owner.alias}" + (", transposed" if turned else ""))
+    elif owner is None and 0 < first.nbytes < first.storage_bytes:
+        parts.append(f"view of {first.nbytes / first.storage_bytes:.0%} of its storage")
+    elif first.nbytes > first.storage_bytes and first.storage_bytes:
+        parts.append(f"expanded view of {first.storage_bytes} bytes")
+    if len(slots) > 1:
+        parts.append(f"shared by {len(slots)} slots")
+    if returned:
+        parts.append("an output shows it, too")
+    return "; ".join(parts) or None
