@@ -4,6 +4,7 @@ import bisect
 import collections
 import dataclasses
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,15 +26,30 @@ class _Root:
 
     module: nn.Module
     paths: dict[int, str]
+    classes: dict[str, str]
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Root":
-        return cls(module, {id(inner): path for path, inner in module.named_modules()})
+        named = [(_compiled(path), inner) for path, inner in module.named_modules()]
+        # of a compiled module and the one inside of it, which go by one path, the latter's class counts
+        return cls(
+            module, {id(inner): path for path, inner in named}, {path: type(inner).__name__ for path, inner in named}
+        )
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameters and buffers with their names."""
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            yield _compiled(name), tensor
+
+
+def _compiled(path: str) -> str:
+    """Return a path without what ``torch.compile`` puts around a module."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 @dataclasses.dataclass(slots=True)
 class _Run:
-    """One run of a module's forward: the graph's nodes from number ``first`` to before ``last`` are of it."""
+    """One run of a module's forward: the nodes from number ``first`` to before ``last`` of its thread are of it."""
 
     module: int
     root: int
@@ -47,6 +63,9 @@ class _Run:
 class ModuleWatch:
     """While entered, notes which modules' forwards run in this thread, by hooks around every module.
 
+    Sequence numbers are those of one thread. Runs in others, as of what a checkpoint computes again in the thread of a
+    GPU, are seen only by the ranges around them.
+
     The outermost module with the most submodules, or the one that is given, is the model: its submodules go by their
     names in ``named_modules()``, it by ``""``. Other outermost modules, such as a loss, go by the name of their class.
 
@@ -59,10 +78,13 @@ class ModuleWatch:
         self._ranges, self._given = ranges, model is not None
         self._roots = [] if model is None else [_Root.of(model)]
         self._runs: list[_Run] = []
+        # of the runs in this thread, where they begin, and their indices
         self._firsts: list[int] = []
-        self._running: list[int] = []
+        self._own: list[int] = []
+        self._running: dict[int, list[int]] = collections.defaultdict(list)
         self._inputs: list[TensorWeakRef] = []
         self._thread = 0
+        self._lock = threading.Lock()
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "ModuleWatch":
@@ -76,16 +98,19 @@ class ModuleWatch:
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        while self._running:
-            self._close(self._running.pop())
+        for running in self._running.values():
+            while running:
+                self._close(running.pop())
 
     def module(self) -> str | None:
         """Return the path of the innermost module whose forward runs; ``None`` outside of modules."""
-        return self.path(self._running[-1]) if self._running else None
+        running = self._running[threading.get_ident()]
+        return self.path(running[-1]) if running else None
 
     def owner(self, number: int) -> str | None:
         """Return the path of the innermost module that made the node with this sequence number."""
-        run = bisect.bisect_right(self._firsts, number) - 1
+        place = bisect.bisect_right(self._firsts, number) - 1
+        run = self._own[place] if place >= 0 else -1
         while run >= 0:
             last = self._runs[run].last
             if last is None or number < last:
@@ -101,9 +126,9 @@ class ModuleWatch:
     def classes(self) -> dict[str, str]:
         """Map the path of every module known to the name of its class."""
         return {
-            self._name(index, path): type(module).__name__
+            self._name(index, path): kind
             for index, root in enumerate(self._roots)
-            for path, module in root.module.named_modules()
+            for path, kind in root.classes.items()
         }
 
     def inputs(self) -> list[Tensor]:
@@ -113,8 +138,9 @@ class ModuleWatch:
     def parameters(self) -> dict[str, Tensor]:
         """Map the full names of parameters and buffers of every module known to these."""
         tensors: dict[str, Tensor] = {}
-        for index, root in enumerate(self._roots):
-            for name, tensor in (*root.module.named_parameters(), *root.module.named_buffers()):
+        # the model's first: a part of it that ran by itself has them, too
+        for index in sorted(range(len(self._roots)), key=lambda index: self._name(index, "") != ""):
+            for name, tensor in self._roots[index].tensors():
                 tensors[self._name(index, name)] = tensor
         return tensors
 
@@ -135,28 +161,42 @@ class ModuleWatch:
         return prefixes
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+        if torch.compiler.is_compiling():
             return
-        parent = self._running[-1] if self._running else -1
+        thread = threading.get_ident()
+        if thread != self._thread and not self._ranges:
+            return
+        running = self._running[thread]
+        with self._lock:
+            index = self._open(module, args, running[-1] if running else -1, own=thread == self._thread)
+        running.append(index)
+        if self._ranges:
+            self._runs[index].range = span = torch.profiler.record_function(f"{RANGE}{index}")
+            span.__enter__()
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...], parent: int, *, own: bool) -> int:
         root, path = self._place(module, parent)
         if parent < 0:
             self._inputs += [TensorWeakRef(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        run = _Run(id(module), root, path, parent, next_sequence_number())
-        self._running.append(len(self._runs))
-        self._firsts.append(run.first)
+        index, run = len(self._runs), _Run(id(module), root, path, parent, next_sequence_number())
         self._runs.append(run)
-        if self._ranges:
-            run.range = torch.profiler.record_function(f"{RANGE}{len(self._runs) - 1}")
-            run.range.__enter__()
+        if own:
+            self._own.append(index)
+            self._firsts.append(run.first)
+        return index
 
     def _place(self, module: nn.Module, parent: int) -> tuple[int, str]:
+        """Return the root of a module that runs, and its path in it."""
         if parent >= 0:
-            outer = self._runs[parent]
-            path = self._roots[outer.root].paths.get(id(module))
-            if path is not None:
-                return outer.root, path
-            name = type(module).__name__
-            return outer.root, f"{outer.path}.{name}" if outer.path else name
+            around = self._runs[parent]
+            root = self._roots[around.root]
+            path = root.paths.get(id(module))
+            if path is None:
+                # made in a forward, or kept where named_modules() does not look
+                name = type(module).__name__
+                path = f"{around.path}.{name}" if around.path else name
+                root.classes.setdefault(path, name)
+            return around.root, path
         for index, root in enumerate(self._roots):
             if id(module) in root.paths:
                 return index, root.paths[id(module)]
@@ -164,13 +204,14 @@ class ModuleWatch:
         return len(self._roots) - 1, ""
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+        if torch.compiler.is_compiling():
             return
-        if not any(self._runs[run].module == id(module) for run in self._running):
+        running = self._running[threading.get_ident()]
+        if not any(self._runs[run].module == id(module) for run in running):
             return
         # torch calls no hooks of modules that ended by a KeyboardInterrupt: those inside of this one are over, too
         while True:
-            run = self._running.pop()
+            run = running.pop()
             self._close(run)
             if self._runs[run].module == id(module):
                 return

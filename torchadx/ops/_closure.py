@@ -29,6 +29,7 @@ try:
         _len_torch_function_stack,
     )
     from torch._C._autograd import _get_sequence_nr as next_sequence_number  # noqa: F401
+    from torch._C._autograd import _profiler_enabled as profiling  # noqa: F401
     from torch._C._functorch import TransformType, _unwrap_for_grad, _wrap_for_grad, get_interpreter_stack
     from torch._C._functorch import is_functorch_wrapped_tensor as _is_wrapped
     from torch._C._functorch import is_legacy_batchedtensor as _is_legacy_batched
