@@ -1,0 +1,225 @@
+"""Running a training step under the profiler, noting on the way which memory is what."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+
+from torchadx.inspect import _nodes
+from torchadx.inspect._modules import ModuleWatch
+from torchadx.inspect._owners import storage_of
+from torchadx.inspect._trace import Recording, Trace
+from torchadx.memory import Residence, residence
+from torchadx.memory._storage import has_memory
+
+#: begin the names of ranges in the trace
+NOTE = "torchadx.inspect note "
+STEP = "torchadx.inspect step"
+BACKWARD = "torchadx.inspect backward"
+OPTIMIZER = "torchadx.inspect optimizer"
+
+_BACKWARDS = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Noted:
+    """What a block of memory was at some moment.
+
+    Attributes:
+        address: Of the block.
+        nbytes: Of the storage in it.
+        device: Where it is, ``"cpu"`` or ``"cuda:0"``.
+        category: What it was.
+        name: Of a parameter, where it has one.
+        module: Path of the module that it is of, where it has one.
+    """
+
+    address: int
+    nbytes: int
+    device: str
+    category: str
+    name: str | None = None
+    module: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step as it was recorded.
+
+    Attributes:
+        trace: What ran and what the allocators did; of the steps that warmed up, too.
+        modules: Whose forwards ran.
+        notes: What was noted at each range of the trace named ``NOTE`` and its index.
+    """
+
+    trace: Trace
+    modules: ModuleWatch
+    notes: tuple[tuple[Noted, ...], ...]
+
+
+class Observer(TorchFunctionMode):
+    """While entered, notes what memory is what before and after each backward, and after each optimizer's step.
+
+    Args:
+        modules: Whose forwards run.
+        before_backward: Told the outputs of each graph that is about to be run backward.
+    """
+
+    def __init__(self, modules: ModuleWatch, before_backward: Callable[[list[Tensor]], object]) -> None:
+        super().__init__()
+        self.notes: list[tuple[Noted, ...]] = []
+        self._modules, self._before_backward = modules, before_backward
+        self._stack = contextlib.ExitStack()
+        self._steps: list[torch.profiler.record_function] = []
+        self._names: dict[int, str] = {}
+
+    def __enter__(self) -> "Observer":
+        with contextlib.ExitStack() as stack:
+            for handle in (
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+            ):
+                stack.callback(handle.remove)
+            super().__enter__()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+        while self._steps:
+            self._steps.pop().__exit__(*error)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _BACKWARDS:
+            return func(*args, **kwargs)
+        outputs = args[0] if args else next(iter(kwargs.values()))
+        self.note(self._around(_nodes.tensors_of(outputs)))
+        self._before_backward(_nodes.tensors_of(outputs))
+        with torch.profiler.record_function(BACKWARD):
+            result = func(*args, **kwargs)
+        self.note((*self._gradients(), *_blocks(_nodes.tensors_of(result), "gradient")))
+        return result
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.note(self._optimized(optimizer))
+        self._steps.append(torch.profiler.record_function(OPTIMIZER))
+        self._steps[-1].__enter__()
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._steps:
+            self._steps.pop().__exit__(None, None, None)
+        self.note((*self._optimized(optimizer), *self._state(optimizer)))
+
+    def note(self, noted: Iterable[Noted]) -> None:
+        """Mark this moment in the trace, and remember what was what."""
+        found = tuple(noted)
+        with torch.profiler.record_function(f"{NOTE}{len(self.notes)}"):
+            self.notes.append(found)
+
+    def _around(self, outputs: list[Tensor]) -> Iterator[Noted]:
+        """Describe the graph that is about to be run backward, and what is beside it."""
+        yield from self.parameters()
+        yield from self._gradients()
+        for tensor in self._modules.inputs():
+            if tensor.grad_fn is None:
+                yield from _blocks([tensor], "input")
+        for node in _nodes.walk(outputs):
+            leaf = _nodes.leaf_of(node)
+            if leaf is not None:
+                yield from _blocks([leaf], "parameter" if isinstance(leaf, nn.Parameter) else "input")
+                continue
+            module = self._modules.owner(_nodes.number_of(node))
+            for slot in _nodes.slots(node):
+                yield from _blocks(held_tensors(slot), "activation", module=module)
+
+    def parameters(self) -> Iterator[Noted]:
+        """Describe the parameters and buffers of the modules that ran."""
+        for name, tensor in self._modules.parameters().items():
+            yield from _blocks([tensor], "parameter", name, name.rpartition(".")[0])
+
+    def _gradients(self) -> Iterator[Noted]:
+        for name, tensor in self._modules.parameters().items():
+            if tensor.is_leaf and tensor.grad is not None:
+                yield from _blocks([tensor.grad], "gradient", name, name.rpartition(".")[0])
+
+    def _optimized(self, optimizer: Optimizer) -> Iterator[Noted]:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                place = self._place(parameter)
+                yield from _blocks([parameter], "parameter", *place)
+                if parameter.grad is not None:
+                    yield from _blocks([parameter.grad], "gradient", *place)
+
+    def _state(self, optimizer: Optimizer) -> Iterator[Noted]:
+        for parameter, state in optimizer.state.items():
+            yield from _blocks(_nodes.tensors_of(state), "optimizer state", *self._place(parameter))
+
+    def _place(self, parameter: Tensor) -> tuple[str | None, str | None]:
+        """Return the name of a parameter and the path of its module, where a module that ran has it."""
+        if id(parameter) not in self._names:
+            self._names = {id(tensor): name for name, tensor in self._modules.parameters().items()}
+        name = self._names.get(id(parameter))
+        return name, None if name is None else name.rpartition(".")[0]
+
+
+def held_tensors(slot: _nodes.Slot) -> list[Tensor]:
+    """Return the tensors in memory by which a slot holds something, in whatever form."""
+    known = residence(slot.held)
+    if isinstance(known, Residence):
+        return list(known.parts)
+    return _nodes.tensors_of(slot.held if known is None else known)
+
+
+def _blocks(
+    tensors: Iterable[Tensor], category: str, name: str | None = None, module: str | None = None
+) -> Iterator[Noted]:
+    for tensor in tensors:
+        storage = storage_of(tensor)
+        if storage is not None and storage.nbytes() and has_memory(storage):
+            yield Noted(storage.data_ptr(), storage.nbytes(), str(tensor.device), category, name, module)
+
+
+def run(
+    step: Callable[[], object],
+    model: nn.Module | None,
+    warmup: int,
+    before_backward: Callable[[ModuleWatch, list[Tensor]], object],
+    around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Step:
+    """Run a step under the profiler, after so many that warm up: what these made is known when the step begins.
+
+    Args:
+        step: One training step.
+        model: Its model, where known.
+        warmup: How many steps run first.
+        before_backward: Told, in the step itself, the outputs of each graph that is about to be run backward.
+        around: Entered around the step itself.
+    """
+    measured = False
+    modules = ModuleWatch(model, ranges=True)
+
+    def tell(outputs: list[Tensor]) -> None:
+        if measured:
+            before_backward(modules, outputs)
+
+    with Recording() as recording, modules, Observer(modules, tell) as observer:
+        for _ in range(warmup):
+            step()
+        measured = True
+        with around(), torch.profiler.record_function(STEP):
+            step()
+        observer.note(observer.parameters())
+    return Step(recording.trace, modules, tuple(observer.notes))
