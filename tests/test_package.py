@@ -163,6 +163,20 @@ def test_inference(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_look_inside(tmp_path):
+    printed = run_example("look_inside.py", "--folder", str(tmp_path), "--steps", "8")
+    for name in ("digits", "transformer"):
+        first, last = map(float, re.search(rf"{name}: loss ([\d.]+) to ([\d.]+)", printed).groups())
+        assert last < first
+        assert (tmp_path / f"{name}.html").stat().st_size < 6 << 20
+        for picture in ("saved", "memory"):
+            assert (tmp_path / f"{name}_{picture}.png").read_bytes().startswith(b"\x89PNG")
+    held = re.findall(r"^held +([\d.]+) MiB +([\d.]+) (KiB|MiB)", printed, re.MULTILINE)
+    assert len(held) == 2
+    for before, after, unit in held:
+        assert float(after) / (1024 if unit == "KiB" else 1) < 0.3 * float(before)
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_example_names_the_extra_that_it_needs(script):
     code = """
