@@ -11,7 +11,14 @@ import torch
 from torchadx.bench import _machine
 
 try:
-    from torchadx.bench import _inference_command, _jacobian_command, _linear_command, _memory_command, _table
+    from torchadx.bench import (
+        _inference_command,
+        _inspect_command,
+        _jacobian_command,
+        _linear_command,
+        _memory_command,
+        _table,
+    )
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "rich":
         raise
@@ -19,6 +26,7 @@ except ModuleNotFoundError as error:
 
 COMMANDS = {
     "inference": _inference_command,
+    "inspect": _inspect_command,
     "jacobian": _jacobian_command,
     "linear": _linear_command,
     "memory": _memory_command,

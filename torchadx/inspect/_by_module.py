@@ -2,8 +2,7 @@
 
 import collections
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchadx.inspect._dataframe import fields
@@ -63,7 +62,7 @@ class ByModule:
         return "\n".join(columns(lines, ("storages", "own", "with submodules")))
 
 
-def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str]) -> ByModule:
+def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str], beside: Collection[str]) -> ByModule:
     """Sum rows by module, and by the modules around it."""
     storages: collections.Counter[str | None] = collections.Counter()
     own: collections.Counter[str | None] = collections.Counter()
@@ -72,7 +71,7 @@ def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str]) -> ByModul
     for row in rows:
         storages[row.module] += 1
         own[row.module] += row.held_bytes
-        for around in surrounding(row.module, classes):
+        for around in surrounding(row.module, beside):
             order.setdefault(around)
             total[around] += row.held_bytes
     return ByModule(
@@ -80,7 +79,7 @@ def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str]) -> ByModul
             ModuleRow(
                 path,
                 None if path is None else classes.get(path),
-                len(surrounding(path, classes)) - 1,
+                len(surrounding(path, beside)) - 1,
                 *(counter[path] for counter in (storages, own, total)),
             )
             for path in _nested(order)
@@ -88,18 +87,13 @@ def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str]) -> ByModul
     )
 
 
-def surrounding(module: str | None, classes: Mapping[str, str]) -> list[str | None]:
-    """Return the paths of the modules around one, outermost first, and its own."""
+def surrounding(module: str | None, beside: Collection[str]) -> list[str | None]:
+    """Return the paths of the modules around one, outermost first, and its own; the model is not around what is beside."""
     if module is None:
         return [None]
     parts = module.split(".") if module else []
     paths = [".".join(parts[: length + 1]) for length in range(len(parts))]
-    return [*paths] if parts and _beside_the_model(parts[0], classes) else ["", *paths]
-
-
-def _beside_the_model(path: str, classes: Mapping[str, str]) -> bool:
-    """Whether a path is that of an outermost module which is not the model, such as a loss: named by its class."""
-    return path in classes and re.fullmatch(rf"{re.escape(classes[path])}(_\d+)?", path) is not None
+    return [*paths] if parts and parts[0] in beside else ["", *paths]
 
 
 def _nested(paths: dict[str | None, None]) -> list[str | None]:

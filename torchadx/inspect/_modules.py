@@ -131,6 +131,15 @@ class ModuleWatch:
             for path, kind in root.classes.items()
         }
 
+    def beside(self) -> tuple[str, ...]:
+        """Return the paths of the outermost modules beside the model."""
+        return tuple(prefix for prefix in self._prefixes() if prefix) if self._roots else ()
+
+    def compiled_in_place(self) -> bool:
+        """Whether a module is compiled by its ``compile()``: torch runs these eagerly while it has hooks around all."""
+        modules = (module for root in self._roots for module in root.module.modules())
+        return any(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+
     def inputs(self) -> list[Tensor]:
         """Return the tensors that outermost modules were given by position, as far as they are alive."""
         return [tensor for reference in self._inputs if (tensor := reference()) is not None]

@@ -1,6 +1,9 @@
 """Reading the autograd graph: its nodes, what each saves, and where it was made. No hook on saved tensors is fired."""
 
+import collections
 import functools
+import heapq
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -23,16 +26,15 @@ class Slot(NamedTuple):
     """One place of a node where something waits for backward.
 
     Attributes:
-        name: As the node calls it: ``"mat1"``, ``"indices[0]"``, ``"saved_tensors[0]"``, ``"ctx.mask"``.
+        name: As the node calls it: ``"mat1"``, ``"indices[0]"``, ``"saved_tensors[0]"``; ``"ctx.mask"`` for an
+            attribute of a Python function's ``ctx``, where no hook sees it.
         held: The tensor, or what a hook on saved tensors made of it.
         hook: The hook that turns it into a tensor again, which nobody here calls.
-        on_context: Whether it is an attribute of a Python function's ``ctx``, where no hook sees it.
     """
 
     name: str
     held: Any
     hook: Callable[..., Any] | None = None
-    on_context: bool = False
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
@@ -41,10 +43,7 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def walk(outputs: Iterable[Tensor]) -> list[Node]:
-    """Return the nodes below tensors: first in the order in which backward runs them, then those of leaves.
-
-    The engine always runs the ready node that was made last; a node is made after those below it.
-    """
+    """Return the nodes below tensors: first in the order in which backward runs them, then those of leaves."""
     pending = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
     # the wrappers in Python are made anew where nobody holds one: held here, equal nodes are one object
     seen = dict.fromkeys(pending)
@@ -53,14 +52,35 @@ def walk(outputs: Iterable[Tensor]) -> list[Node]:
             if following is not None and following not in seen:
                 seen[following] = None
                 pending.append(following)
-    inner = [node for node in seen if leaf_of(node) is None]
-    leaves = [node for node in seen if leaf_of(node) is not None]
-    return sorted(inner, key=sequence_number, reverse=True) + leaves
+    return _in_backward([node for node in seen if leaf_of(node) is None]) + [
+        node for node in seen if leaf_of(node) is not None
+    ]
+
+
+def _in_backward(nodes: Iterable[Node]) -> list[Node]:
+    """Order nodes as the engine does: of those whose users are done, the one that its thread made last comes next."""
+    below = {node: [following for following, _ in node.next_functions if following is not None] for node in nodes}
+    users = collections.Counter(itertools.chain.from_iterable(below.values()))
+    # threads number nodes of their own, and nodes have no order besides: the place breaks a tie
+    keys = {node: (-sequence_number(node), place) for place, node in enumerate(below)}
+    ready = [(keys[node], node) for node in below if not users[node]]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, node = heapq.heappop(ready)
+        order.append(node)
+        for following in below[node]:
+            users[following] -= 1
+            if not users[following] and following in keys:
+                heapq.heappush(ready, (keys[following], following))
+    return order
 
 
 def leaf_of(node: Node) -> Tensor | None:
     """Return the tensor that gets the gradient, if that is what a node is for."""
-    return getattr(node, "variable", None)
+    kind: type = type(node)
+    # a Python function's node has whatever attributes its forward put on ctx
+    return None if issubclass(kind, torch.autograd.function.BackwardCFunction) else getattr(node, "variable", None)
 
 
 def number_of(node: Node) -> int:
@@ -80,32 +100,38 @@ def slots(node: Node) -> Iterator[Slot]:
         RuntimeError: Backward ran and freed it.
     """
     for attribute in _saving_attributes(type(node)):
-        # a single one of what may be a list has the name alone
         saved = getattr(node, attribute)
         name = "saved_tensors" if attribute == f"{_RAW}tensors" else attribute.removeprefix(_RAW)
         several = isinstance(saved, tuple)
         for index, raw in enumerate(saved if several else (saved,)):
-            if raw is not None and raw.data is not None:
+            if raw is None:
+                continue
+            # a hook may have packed a tensor into nothing
+            if raw.data is not None or raw.unpack_hook is not None:
                 yield Slot(f"{name}[{index}]" if several else name, raw.data, raw.unpack_hook)
+            elif not several:
+                # never filled, or freed, which raises; there is no hook to be called
+                getattr(node, attribute.removeprefix("_raw"), None)
     yield from _on_context(node)
 
 
-def saves(node: Node) -> bool:
-    """Whether a node is of a kind that may keep something."""
-    return bool(_saving_attributes(type(node)))
+def _saving_attributes(kind: Any) -> tuple[str, ...]:
+    # a Python function's class may be made anew for each call, and hold what its forward closes over
+    return (f"{_RAW}tensors",) if issubclass(kind, torch.autograd.function.BackwardCFunction) else _of_builtin(kind)
 
 
 @functools.cache
-def _saving_attributes(kind: type) -> tuple[str, ...]:
+def _of_builtin(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith(_RAW))
 
 
 def _on_context(node: Node) -> Iterator[Slot]:
     """Yield the tensors that a Python function put on its ``ctx`` by itself."""
     # only what is written in Python has attributes of its own
-    for name, value in getattr(node, "__dict__", {}).items():
+    attributes: dict[str, Any] = getattr(node, "__dict__", {})
+    for name, value in attributes.items():
         for index, tensor in enumerate(found := tensors_of(value)):
-            yield Slot(f"ctx.{name}" if len(found) == 1 else f"ctx.{name}[{index}]", tensor, on_context=True)
+            yield Slot(f"ctx.{name}" if len(found) == 1 else f"ctx.{name}[{index}]", tensor)
 
 
 def source_of(node: Node) -> str | None:

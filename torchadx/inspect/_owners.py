@@ -1,10 +1,11 @@
 """Whose memory a saved tensor shows: a parameter's, a buffer's, an input's, a leaf's, or the graph's alone."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Owner(NamedTuple):
@@ -21,23 +22,29 @@ class Owner(NamedTuple):
     stride: tuple[int, ...]
 
 
-def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """Return the storage of a tensor; ``None`` for layouts and wrappers that have none of their own."""
+def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """Return the storages that a tensor shows, of a wrapper those of what it is made of; none for other layouts."""
+    # annotated as a type that no tensor can have
+    wrapper: Any = tensor
+    if is_traceable_wrapper_subclass(wrapper):
+        names, _ = wrapper.__tensor_flatten__()
+        return [storage for name in names for storage in storages_of(getattr(wrapper, name))]
     try:
-        return tensor.untyped_storage()
+        return [tensor.untyped_storage()]
     except (NotImplementedError, RuntimeError):
-        return None
+        return []
 
 
-def identity_of(tensor: Tensor) -> int | None:
-    """Return what tells storages that are alive apart."""
-    storage = storage_of(tensor)
-    return None if storage is None else storage._cdata
+def identity_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return what tells the storages of tensors that are alive apart; nothing for one without."""
+    return tuple(storage._cdata for storage in storages_of(tensor))
 
 
-def owners(named: Mapping[str, Tensor], inputs: Iterable[Tensor], leaves: Iterable[Tensor]) -> dict[int, Owner]:
+def owners(
+    named: Mapping[str, Tensor], inputs: Iterable[Tensor], leaves: Iterable[Tensor]
+) -> dict[tuple[int, ...], Owner]:
     """Map the identities of storages to who holds them: what has a name first, then inputs, then leaves."""
-    found: dict[int, Owner] = {}
+    found: dict[tuple[int, ...], Owner] = {}
     for name, tensor in named.items():
         _own(found, tensor, f"{'parameter' if isinstance(tensor, nn.Parameter) else 'buffer'} {name}")
     for tensor in inputs:
@@ -49,7 +56,8 @@ def owners(named: Mapping[str, Tensor], inputs: Iterable[Tensor], leaves: Iterab
     return found
 
 
-def _own(found: dict[int, Owner], tensor: Tensor, alias: str) -> None:
+def _own(found: dict[tuple[int, ...], Owner], tensor: Tensor, alias: str) -> None:
     identity = identity_of(tensor)
-    if identity is not None:
-        found.setdefault(identity, Owner(alias, tensor.shape, tensor.stride()))
+    if identity:
+        plain = not tensor.is_nested
+        found.setdefault(identity, Owner(alias, *((tensor.shape, tensor.stride()) if plain else (torch.Size(), ()))))

@@ -16,7 +16,7 @@ def read(trace: Trace, watch: ModuleWatch) -> Evidence:
     """Sum a trace up."""
     nest, classes = frames(trace, watch), watch.classes()
     return Evidence(
-        modules=module_rows(trace, nest, classes),
+        modules=module_rows(trace, nest, watch),
         ops=op_rows(trace),
         ranges=range_rows(trace),
         total_ms=trace.end / 1e3,

@@ -155,9 +155,11 @@ class _Sums:
                 self.columns[self._nest.items[index].module]["kept_bytes"] += event.bytes
 
 
-def module_rows(trace: Trace, nest: Nest[Frame], classes: Mapping[str, str]) -> tuple[ModuleRow, ...]:
+def module_rows(trace: Trace, nest: Nest[Frame], watch: ModuleWatch) -> tuple[ModuleRow, ...]:
     """Sum up a trace: a row for every module that ran or made nodes, as they first ran; ``None`` stands first."""
-    sums = _Sums(trace, nest, _other_roots(nest, classes))
+    classes = watch.classes()
+    # nothing includes what runs beside the model
+    sums = _Sums(trace, nest, set(watch.beside()))
     sums.time()
     sums.device_time()
     sums.memory()
@@ -166,13 +168,3 @@ def module_rows(trace: Trace, nest: Nest[Frame], classes: Mapping[str, str]) -> 
         ModuleRow(module, None if module is None else classes.get(module), **columns)
         for module, columns in sums.columns.items()
     )
-
-
-def _other_roots(nest: Nest[Frame], classes: Mapping[str, str]) -> set[str]:
-    """Return the names of outermost modules other than the model, which go by their class: nothing includes these."""
-    outermost = {
-        frame.module
-        for frame, parent in zip(nest.items, nest.parents, strict=True)
-        if parent < 0 and frame.run and frame.module
-    }
-    return {path for path in outermost if path in classes and re.fullmatch(rf"{re.escape(classes[path])}(_\d+)?", path)}

@@ -39,6 +39,8 @@ class SavedRow:
         marginal_bytes: Freed if this slot vanished: nothing if another slot or owner holds the storage.
         held_bytes: What the graph alone holds, in whatever form: freed if all slots vanished.
         alias: Who holds it anyway: ``"parameter 0.weight"``, ``"buffer ..."``, ``"input"``, ``"leaf"``; else ``None``.
+            What a function or an outermost module was given is an input: that its caller still holds it is taken for
+            granted.
         relation: ``"view of parameter 0.weight, transposed"``, ``"shared by 2 slots"``; ``None`` if there is none.
         residence: A device, ``"int8@host"`` as a manager's report says it, ``"recomputed"`` by a checkpoint, or the
             name of other hooks.
@@ -89,6 +91,7 @@ class SavedReport:
         rows: One for each storage, in the order in which they were saved.
         nodes: How many nodes the graph has.
         classes: From a module's path to the name of its class.
+        beside: Paths of outermost modules beside the model, such as a loss.
         measured_bytes: By how much torch's allocator grew while the function ran, outputs included; ``None`` where
             that was not measured.
         peak_bytes: The most by which it had grown at once; ``None`` where that was not measured.
@@ -101,6 +104,7 @@ class SavedReport:
     measured_bytes: int | None = None
     peak_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> int:
@@ -119,7 +123,7 @@ class SavedReport:
 
     @property
     def unique_bytes(self) -> int:
-        """Sum of the sizes of the storages."""
+        """Sum of the sizes of the storages, each once and whole: more than the tensors' where these show parts."""
         return sum(row.storage_bytes for row in self.rows)
 
     @property
@@ -147,7 +151,7 @@ class SavedReport:
 
     def by_module(self) -> ByModule:
         """Sum by the module that saved first."""
-        return by_module(self.rows, self.classes)
+        return by_module(self.rows, self.classes, self.beside)
 
     def diff(self, other: "SavedReport") -> Difference:
         """Compare with ``other``, which came after: what grew, shrank, came and went."""
@@ -216,8 +220,8 @@ class SavedReport:
 
     def _lines(self, limit: int = 20) -> Iterator[str]:
         yield f"{self.tensors} saved tensors in {self.nodes} nodes show {self.storages} storages"
-        yield f"  {size(self.naive_bytes):>10}  if none shared memory"
-        yield f"  {size(self.unique_bytes):>10}  each storage once"
+        yield f"  {size(self.naive_bytes):>10}  the tensors' own sizes, as if none shared memory"
+        yield f"  {size(self.unique_bytes):>10}  the storages, each once and whole"
         yield f"  {size(self.activation_bytes):>10}  without parameters, buffers and inputs, which others hold anyway"
         yield f"  {size(self.held_bytes):>10}  held now, {size(self.resident_bytes)} of it where it came from"
         if self.measured_bytes is not None:

@@ -2,15 +2,16 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_leaves
 
 from torchadx.inspect import _nodes, _why
-from torchadx.inspect._owners import Owner, storage_of
+from torchadx.inspect._owners import Owner, storages_of
 from torchadx.inspect._report import SavedRow
 from torchadx.memory import Residence, residence
 
@@ -23,10 +24,10 @@ class Found:
 
     Attributes:
         node: Name of the node.
-        number: Its sequence number.
+        order: Its place in backward's order.
         slot: Name of the slot.
         storage: What tells its memory apart: slots with equal ones share it.
-        identity: Of the storage in the sense of ``_owners``, where a tensor shows one.
+        identity: Of the storage in the sense of ``_owners``; empty where no tensor shows one.
         shape: Of the tensor; ``None`` where a hook hides it.
         dtype: Of the tensor.
         stride: Of the tensor, in elements.
@@ -37,14 +38,14 @@ class Found:
         place: Where that is, and as what.
         resident: Whether that is where the tensor came from.
         managed: Whether an activation manager encoded or moved it.
-        on_context: Whether it is an attribute of a ``ctx``.
+        alias: What a manager knows it to be.
     """
 
     node: str
-    number: int
+    order: int
     slot: str
     storage: object
-    identity: int | None
+    identity: tuple[int, ...]
     shape: tuple[int, ...] | None
     dtype: torch.dtype | None
     stride: tuple[int, ...] | None
@@ -55,7 +56,7 @@ class Found:
     place: str
     resident: bool = True
     managed: bool = False
-    on_context: bool = False
+    alias: str | None = None
 
     @property
     def name(self) -> str:
@@ -63,16 +64,28 @@ class Found:
         return f"{self.node}.{self.slot}"
 
 
-def find(nodes: Iterable[Node]) -> list[Found]:
-    """Read the slots of nodes, in the order in which these were made."""
-    inner = sorted((node for node in nodes if _nodes.leaf_of(node) is None), key=_nodes.number_of)
-    return [_look(node, slot) for node in inner for slot in _nodes.slots(node)]
+def find(nodes: Sequence[Node]) -> list[Found]:
+    """Read the slots of nodes, which come in backward's order, in the opposite order.
+
+    Raises:
+        RuntimeError: Backward ran, and freed one.
+    """
+    inner = [(node, order) for order, node in enumerate(nodes) if _nodes.leaf_of(node) is None]
+    try:
+        return [_look(node, order, slot) for node, order in reversed(inner) for slot in _nodes.slots(node)]
+    except RuntimeError as error:
+        if "freed" not in str(error):
+            raise
+        raise RuntimeError(
+            "backward ran, and freed what this graph kept. Look before it, or call backward(retain_graph=True); for a "
+            "whole training step there are torchadx.inspect.report() and timeline()"
+        ) from error
 
 
-def _look(node: Node, slot: _nodes.Slot) -> Found:
-    at = _nodes.name_of(node), _nodes.number_of(node), slot.name
+def _look(node: Node, order: int, slot: _nodes.Slot) -> Found:
+    at = _nodes.name_of(node), order, slot.name
     if slot.hook is None:
-        return _tensor(at, slot.held, on_context=slot.on_context)
+        return _tensor(at, slot.held)
     known = residence(slot.held)
     if isinstance(known, Tensor):
         return _tensor(at, known)
@@ -81,22 +94,22 @@ def _look(node: Node, slot: _nodes.Slot) -> Found:
     return _foreign(at, slot)
 
 
-def _tensor(at: tuple[str, int, str], tensor: Tensor, *, on_context: bool = False) -> Found:
-    storage = storage_of(tensor)
-    strided = tensor.layout is torch.strided
+def _tensor(at: tuple[str, int, str], tensor: Tensor) -> Found:
+    storages = {storage._cdata: storage.nbytes() for storage in storages_of(tensor)}
+    # nested ones have no sizes that are plain numbers
+    strided = tensor.layout is torch.strided and not tensor.is_nested
     return Found(
         *at,
-        storage=id(tensor) if storage is None else storage._cdata,
-        identity=None if storage is None else storage._cdata,
-        shape=tuple(tensor.shape),
+        storage=tuple(storages) or ("opaque", *at),
+        identity=tuple(storages),
+        shape=None if tensor.is_nested else tuple(tensor.shape),
         dtype=tensor.dtype,
         stride=tensor.stride() if strided else None,
         offset=int(tensor.storage_offset()) if strided else 0,
         nbytes=tensor.nbytes if strided else 0,
-        storage_bytes=0 if storage is None else storage.nbytes(),
-        held_bytes=0 if storage is None else storage.nbytes(),
+        storage_bytes=sum(storages.values()),
+        held_bytes=sum(storages.values()),
         place=str(tensor.device),
-        on_context=on_context,
     )
 
 
@@ -104,7 +117,7 @@ def _managed(at: tuple[str, int, str], known: Residence) -> Found:
     return Found(
         *at,
         storage=("encoding", known.identity),
-        identity=None,
+        identity=(),
         shape=tuple(known.shape),
         dtype=known.dtype,
         stride=known.stride,
@@ -115,6 +128,8 @@ def _managed(at: tuple[str, int, str], known: Residence) -> Found:
         place=known.action,
         resident=known.resident,
         managed=True,
+        # an encoded copy is the graph's own, whatever it is a copy of; a caller's tensor is no activation for that
+        alias="input" if known.alias == "input" else None,
     )
 
 
@@ -124,13 +139,16 @@ def _foreign(at: tuple[str, int, str], slot: _nodes.Slot) -> Found:
     tensors = _nodes.tensors_of(slot.held)
     only = _tensor(at, tensors[0]) if len(tensors) == 1 else None
     if only is not None:
-        return dataclasses.replace(only, place=f"{only.place} ({_hook_name(slot.hook)})")
+        # save_on_cpu and its like note beside the copy where to bring it back to
+        devices = {str(leaf) for leaf in tree_leaves(slot.held) if isinstance(leaf, torch.device)}
+        resident = not devices or only.place in devices
+        return dataclasses.replace(only, place=f"{only.place} ({_hook_name(slot.hook)})", resident=resident)
     recomputed = getattr(slot.hook, "__module__", None) == _CHECKPOINT
     held = {found.storage: found.held_bytes for found in (_tensor(at, tensor) for tensor in tensors)}
     return Found(
         *at,
         storage=("packed", at[1], at[2]),
-        identity=None,
+        identity=(),
         shape=None,
         dtype=None,
         stride=None,
@@ -149,9 +167,9 @@ def _hook_name(hook: Callable[..., Any]) -> str:
 
 def rows(
     nodes: Sequence[Node],
-    owned: Mapping[int, Owner],
+    owned: Mapping[tuple[int, ...], Owner],
     module_of: Callable[[int], str | None],
-    returned: frozenset[int],
+    returned: frozenset[tuple[int, ...]],
 ) -> Iterator[SavedRow]:
     """Yield a row for each storage that slots hold, in the order in which they were saved.
 
@@ -167,20 +185,17 @@ def rows(
     saved_at = {id(slot): order for order, slot in enumerate(found)}
     for slot in found:
         shared[slot.storage].append(slot)
-    order = {_nodes.number_of(node): place for place, node in enumerate(nodes)}
-    sources = {_nodes.number_of(node): node for node in nodes}
     for slots in shared.values():
         first = slots[0]
-        owner = None if first.identity is None else owned.get(first.identity)
-        alias = None if owner is None else owner.alias
-        only = len(slots) == 1 and alias is None and first.identity not in returned
-        held = 0 if alias is not None else max(slot.held_bytes for slot in slots)
-        reason = _why.explain(
-            first.node, first.slot, alias, first.place, on_context=first.on_context, managed=first.managed
-        )
+        node = nodes[first.order]
+        owner = owned.get(first.identity)
+        alias = first.alias if owner is None else owner.alias
+        only = len(slots) == 1 and owner is None and first.identity not in returned
+        held = 0 if owner is not None else max(slot.held_bytes for slot in slots)
+        reason = _why.explain(first.node, first.slot, alias, first.place, managed=first.managed)
         yield SavedRow(
-            module=module_of(first.number),
-            source=_nodes.source_of(sources[first.number]),
+            module=module_of(_nodes.number_of(node)),
+            source=_nodes.source_of(node),
             node=first.node,
             slot=first.slot,
             slots=tuple(slot.name for slot in slots),
@@ -197,7 +212,7 @@ def rows(
             residence=first.place,
             resident=first.resident,
             saved_at=saved_at[id(first)],
-            used_at=max(order[slot.number] for slot in slots),
+            used_at=max(slot.order for slot in slots),
             why=reason.why,
             remedy=reason.remedy,
         )

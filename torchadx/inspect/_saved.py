@@ -1,7 +1,8 @@
 """What a function, a model or an existing loss keeps for backward."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,14 @@ from torchadx.inspect._graph_modules import inferred
 from torchadx.inspect._growth import growth_of
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.inspect._owners import Owner, identity_of, owners
-from torchadx.inspect._report import SavedReport
+from torchadx.inspect._report import SavedReport, SavedRow
 from torchadx.inspect._rows import rows
 
 _OPAQUE = "CopySlices"
+_EAGER = (
+    "torch runs modules that are compiled by module.compile() eagerly while they are watched: this is what they keep "
+    "then; torch.compile(module) is seen as it is"
+)
 
 
 class Watching:
@@ -60,15 +65,25 @@ class Watching:
         return look(_nodes.tensors_of(outputs), self.modules, _nodes.tensors_of(inputs))
 
 
+@overload
+def saved(*, model: nn.Module | None = None) -> Watching: ...
+
+
+@overload
+def saved(
+    target: Any, /, *args: Any, model: nn.Module | None = None, measure: bool = False, **kwargs: Any
+) -> SavedReport: ...
+
+
 def saved(
     target: Any = None, /, *args: Any, model: nn.Module | None = None, measure: bool = False, **kwargs: Any
 ) -> Any:
     """Say what autograd keeps for backward: one row for each storage, with who saved it, where, why, and a remedy.
 
-    - ``saved(model, x)`` or ``saved(function, *args)`` calls it and reports on its outputs. Parameters, random state and
-      buffers are changed by that as by any call.
-    - ``saved(loss)`` reports on a graph that exists. Modules are inferred from the names of ``model``'s parameters; lines
-      are known where ``torch.autograd.set_detect_anomaly(True)`` was on.
+    - ``saved(model, x)`` or ``saved(function, *args)`` calls it and reports on its outputs. Buffers and random state
+      are changed by that as by any call.
+    - ``saved(loss)`` reports on a graph that exists. Modules are inferred from the names of ``model``'s parameters;
+      lines are known where ``torch.autograd.set_detect_anomaly(True)`` was on.
     - ``with saved() as seen: ...`` notes what happens inside; ``seen.report(loss)`` reports.
 
     No hook on saved tensors is fired, no gradient changes, and the report holds no tensor. While it watches, anomaly
@@ -111,8 +126,8 @@ def saved(
         )
     if all(tensor.grad_fn is None for tensor in outputs):
         raise ValueError(
-            "saved(): no graph was recorded for these tensors. Compute them with gradients enabled, from something that "
-            "requires grad"
+            "saved(): no graph was recorded for these tensors. Compute them with gradients enabled, from something "
+            "that requires grad"
         )
     named = {} if model is None else dict((*model.named_parameters(), *model.named_buffers()))
     classes = {} if model is None else {path: type(module).__name__ for path, module in model.named_modules()}
@@ -141,7 +156,9 @@ def look(outputs: Sequence[Tensor], modules: ModuleWatch, inputs: Sequence[Tenso
     """Say what the graphs of ``outputs`` keep, whose nodes were made while ``modules`` watched."""
     nodes = _nodes.walk(outputs)
     owned = owners(modules.parameters(), [*inputs, *modules.inputs()], _leaves(nodes))
-    return _report(nodes, outputs, owned, modules.owner, modules.classes())
+    report = _report(nodes, outputs, owned, modules.owner, modules.classes())
+    notes = report.notes + ((_EAGER,) if modules.compiled_in_place() else ())
+    return dataclasses.replace(report, notes=notes, beside=modules.beside())
 
 
 def _leaves(nodes: Sequence[Node]) -> list[Tensor]:
@@ -151,13 +168,13 @@ def _leaves(nodes: Sequence[Node]) -> list[Tensor]:
 def _report(
     nodes: Sequence[Node],
     outputs: Sequence[Tensor],
-    owned: Mapping[int, Owner],
+    owned: Mapping[tuple[int, ...], Owner],
     module_of: Callable[[int], str | None],
     classes: Mapping[str, str],
 ) -> SavedReport:
-    returned = frozenset(identity for tensor in outputs if (identity := identity_of(tensor)) is not None)
+    returned = frozenset(identity for tensor in outputs if (identity := identity_of(tensor)))
     found = tuple(rows(nodes, owned, module_of, returned))
-    return SavedReport(found, len(nodes), classes, notes=tuple(_notes(nodes, bool(found))))
+    return SavedReport(found, len(nodes), classes, notes=tuple(_notes(nodes, found)))
 
 
 def _inferred(nodes: Sequence[Node], named: Mapping[str, Tensor]) -> dict[int, str]:
@@ -167,13 +184,18 @@ def _inferred(nodes: Sequence[Node], named: Mapping[str, Tensor]) -> dict[int, s
     return {_nodes.number_of(node): path for node, path in guessed.items()}
 
 
-def _notes(nodes: Sequence[Node], found: bool) -> list[str]:
+def _notes(nodes: Sequence[Node], found: Sequence[SavedRow]) -> list[str]:
     notes = []
     if not nodes:
         notes.append("no graph was recorded: gradients are off, or nothing requires grad")
-    elif not found and any(_nodes.saves(node) for node in nodes):
-        notes.append("no slot holds anything: either none is needed, or backward ran and freed them all")
     hidden = sum(_nodes.name_of(node) == _OPAQUE for node in nodes)
     if hidden:
         notes.append(f"{hidden} in-place writes into views ({_OPAQUE}) do not show what they save")
+    strange = sum(
+        not row.storage_bytes and row.residence != "recomputed" and 0 not in (row.shape or ()) for row in found
+    )
+    if strange:
+        notes.append(
+            f"{strange} rows (sparse, inside of a transform, packed by hooks) have no known storage, and count 0"
+        )
     return notes

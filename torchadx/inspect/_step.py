@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchadx.inspect import _nodes
 from torchadx.inspect._modules import ModuleWatch
-from torchadx.inspect._owners import storage_of
+from torchadx.inspect._owners import storages_of
 from torchadx.inspect._trace import Recording, Trace
 from torchadx.memory import Residence, residence
 from torchadx.memory._storage import has_memory
@@ -187,9 +187,9 @@ def _blocks(
     tensors: Iterable[Tensor], category: str, name: str | None = None, module: str | None = None
 ) -> Iterator[Noted]:
     for tensor in tensors:
-        storage = storage_of(tensor)
-        if storage is not None and storage.nbytes() and has_memory(storage):
-            yield Noted(storage.data_ptr(), storage.nbytes(), str(tensor.device), category, name, module)
+        for storage in storages_of(tensor):
+            if storage.nbytes() and has_memory(storage):
+                yield Noted(storage.data_ptr(), storage.nbytes(), str(storage.device), category, name, module)
 
 
 def run(

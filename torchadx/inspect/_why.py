@@ -27,7 +27,12 @@ class _Row(NamedTuple):
 
 # the first row whose patterns match the whole name of the node, less "Backward0", and of the slot
 _ROWS = (
-    _Row("Addmm|Mm|Linear|MkldnnLinear", "mat1|self|input", "the weight's gradient multiplies by this input", _COMPRESS),
+    _Row("CheckpointFunction", r"ctx\..*", "the state of random numbers, to compute the same again",
+         "preserve_rng_state=False, where nothing in the region is random"),
+    _Row(".*", r"ctx\..*", "put on ctx as an attribute, where hooks on saved tensors do not see it",
+         "use ctx.save_for_backward(): it can then be moved, encoded and checked for in-place changes"),
+    _Row("Addmm|Mm|Linear|MkldnnLinear", "mat1|self|input", "the weight's gradient multiplies by this input",
+         _COMPRESS),
     _Row("Addmm|Mm|Linear|MkldnnLinear", "mat2|weight", "the input's gradient multiplies by this matrix", _COMPRESS),
     _Row("Bmm|Baddbmm|Mv|Dot|Addmv", ".*", "each factor's gradient multiplies by the other factor", _COMPRESS),
     _Row("Convolution|MkldnnConvolution", "input", "the weight's gradient convolves with this input", _COMPRESS),
@@ -35,11 +40,12 @@ _ROWS = (
     _Row("Relu|Threshold", "result|self", "whether an element passes gradient is read off it", f"{_SHARED}; {_MASK}"),
     _Row("LogSoftmax", "result", "its derivative is read off its output",
          "compute the loss in chunks of rows, or in bfloat16: it is as large as the logits"),
-    _Row("Softmax", "result", "its derivative is read off its output",
+    _Row("Softmax|SafeSoftmax", "result", "its derivative is read off its output",
          "for attention, F.scaled_dot_product_attention keeps no matrix of weights"),
     _Row("Tanh|Sigmoid|Exp|Expm1|Sqrt|Rsqrt|Reciprocal|Elu|LogSumExp|Logsumexp|Norm|LinalgVectorNorm", "result",
          "its derivative is read off its output", _SHARED),
-    _Row("Gelu|Silu|Mish|Softplus|Hardswish|Hardsigmoid|Hardtanh|LeakyRelu|Elu|LogSigmoid|PreluKernel", "self|.*buffer",
+    _Row("Gelu|Silu|Mish|Softplus|Hardswish|Hardsigmoid|Hardtanh|LeakyRelu|Elu|Celu|Glu|LogSigmoid|PreluKernel",
+         "self|.*buffer",
          "its derivative needs its input", "recompute it: checkpoint it with the layer after it; or encode it"),
     _Row("Mul|Div|Pow|Lerp|Addcmul|Addcdiv|Atan2|Hypot", ".*", "the derivative in one factor is the other",
          "recompute it from what is kept anyway, or encode it"),
@@ -56,15 +62,23 @@ _ROWS = (
     _Row("ScaledDotProduct.*|EfficientAttention|FlashAttention", ".*", "what attention's backward rescales by", _SMALL),
     _Row("Embedding|EmbeddingBag|Index|IndexSelect|Gather|Scatter.*|IndexPut|IndexAdd|Take.*|Nll.*",
          "ind.*|target.*|offset.*", "which elements get gradient", _INTEGERS),
-    _Row("Nll.*|.*Loss", "self|target|weight|total_weight", "the loss's derivative needs what it compares", _SMALL),
+    _Row("Nll.*", "total_weight", "the mean divides by it", _SMALL),
+    _Row("Nll.*|.*Loss|BinaryCrossEntropy.*", ".*", "the loss's derivative needs what it compares",
+         "compute the loss in chunks of the batch"),
+    _Row("EmbeddingBag", ".*", "which rows get gradient, and how much", _INTEGERS),
     _Row("NativeDropout|FusedDropout", ".*", "which elements were dropped", f"{_MASK}; or leave dropout out"),
     _Row("MaxPool.*|AdaptiveMaxPool.*|Max|Min|Amax|Amin|Sort|Topk|Kthvalue|Median|Mode|Cummax|Cummin", "ind.*|result1",
          "where the chosen elements were", _INTEGERS),
+    _Row("Maximum|Minimum|Fmax|Fmin", ".*", "which of the two it took is read off both", _COMPRESS),
+    _Row("Max|Min|Amax|Amin|Logsumexp|LinalgVectorNorm|Norm|Cdist|WeightNormInterface", ".*",
+         "its derivative compares its input with its output", _COMPRESS),
     _Row("MaxPool.*|AvgPool.*|Adaptive.*Pool.*|Upsample.*|GridSampler.*", ".*", "pooling's gradient needs its input",
          _COMPRESS),
     _Row("Where|MaskedFill|MaskedSelect|MaskedScatter", "condition|mask", "which branch an element took", _MASK),
     _Row("MkldnnRnnLayer|CudnnRnn|ThnnFused.*Cell|MiopenRnn", ".*", "a recurrent layer keeps its gates and states",
          "shorter sequences between detach() calls, or encode them"),
+    _Row(".*Backward", ".*", "the derivative of a derivative reads it: create_graph=True, or a gradient through a jvp",
+         _COMPRESS),
     _Row("Recorded", ".*", "torchadx's fused linear keeps input, weight and what its activation's derivative reads",
          _COMPRESS),
     _Row("CheckpointFunction", ".*", "an input of a checkpointed region, which is run again from it", _COMPRESS),
@@ -73,7 +87,7 @@ _ROWS = (
 )  # fmt: skip
 
 
-def explain(node: str, slot: str, alias: str | None, residence: str, *, on_context: bool, managed: bool) -> Reason:
+def explain(node: str, slot: str, alias: str | None, residence: str, *, managed: bool) -> Reason:
     """Say why ``node`` keeps what its ``slot`` holds, and what can be done about it.
 
     Args:
@@ -81,21 +95,17 @@ def explain(node: str, slot: str, alias: str | None, residence: str, *, on_conte
         slot: Name of the slot, ``"mat1"``.
         alias: Who holds that memory anyway.
         residence: Where it is.
-        on_context: Whether it is an attribute of ``ctx``.
         managed: Whether an activation manager encoded or moved it.
     """
     why, remedy = _reason(node, slot)
-    if on_context:
-        return Reason(
-            "put on ctx as an attribute, where hooks on saved tensors do not see it",
-            "use ctx.save_for_backward(): it can then be moved, encoded and checked for in-place changes",
-        )
     if residence == "recomputed":
         return Reason(why, "nothing: it is computed again in backward")
-    if alias is not None:
-        return Reason(why, f"nothing to gain: it is the memory of {_article(alias)}")
+    if managed and alias is not None:
+        return Reason(why, f"the caller holds this {alias} anyway: a policy function can keep it (meta.alias)")
     if managed:
         return Reason(why, f"nothing: it waits as {residence}")
+    if alias is not None and not slot.startswith("ctx."):
+        return Reason(why, f"nothing to gain: it is the memory of {_article(alias)}")
     return Reason(why, remedy)
 
 

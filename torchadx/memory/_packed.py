@@ -12,7 +12,7 @@ from torch.utils.weak import TensorWeakRef
 from torchadx.memory._ledger import Hold, Ledger, Released, Row
 from torchadx.memory._storage import Region, View
 from torchadx.memory.codecs import Codec, Encoded
-from torchadx.memory.policy import Action
+from torchadx.memory.policy import Action, Alias
 from torchadx.memory.stores import StaleCopyError, Stored
 
 
@@ -30,6 +30,7 @@ class Residence:
         nbytes: Bytes of the elements that were encoded: all of its storage, or the stretch it shows.
         held_bytes: Bytes held for these instead.
         resident: Whether that is in the memory of ``device``.
+        alias: ``"input"`` or ``"parameter copy"``, if that is what it is.
         parts: What is in memory of it, such as it is.
     """
 
@@ -42,6 +43,7 @@ class Residence:
     nbytes: int
     held_bytes: int
     resident: bool
+    alias: Alias | None
     parts: tuple[Tensor, ...]
 
 
@@ -184,6 +186,7 @@ class Piece:
             nbytes=self.region.numel * dtype.itemsize,
             held_bytes=self._stored.nbytes,
             resident=store == "device" or (store == "host" and self._device.type == "cpu"),
+            alias=self.row.alias,
             parts=self._stored.in_memory(),
         )
 

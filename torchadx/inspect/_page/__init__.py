@@ -22,8 +22,8 @@ def render(payload: dict[str, Any]) -> str:
     """Write the page of a report.
 
     Args:
-        payload: ``title``, ``subtitle`` and one or two ``passes``, each with ``name`` and, where they were taken, ``saved``,
-            ``timeline``, ``graph`` and ``profile``: what their ``to_json()`` give.
+        payload: ``title``, ``subtitle`` and one or two ``passes``, each with ``name`` and, where they were taken,
+            ``saved``, ``timeline``, ``graph`` and ``profile``: what their ``to_json()`` give.
 
     Returns:
         An HTML document, to be written as UTF-8. It loads nothing from anywhere.
