@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torchadx.inspect import _advice
-from torchadx.inspect._advice import RULES, advise
-from torchadx.inspect._evidence import Evidence
-from torchadx.inspect._profile import profile
-from torchadx.inspect._profile_ops import OpRow, RangeRow
-from torchadx.inspect._profile_rows import ModuleRow
+from torchadx.inspect._profile import _advice
+from torchadx.inspect._profile._advice import RULES, advise
+from torchadx.inspect._profile._evidence import Evidence
+from torchadx.inspect._profile._ops import OpRow, RangeRow
+from torchadx.inspect._profile._profile import profile
+from torchadx.inspect._profile._rows import ModuleRow
 
 MIB = 2**20
 

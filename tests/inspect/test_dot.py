@@ -13,8 +13,8 @@ import torch
 from test_graph import Block, Stack, vector
 from torch import nn
 
-from torchadx.inspect._dot import quoted
-from torchadx.inspect._graph import graph
+from torchadx.inspect._graph._dot import quoted
+from torchadx.inspect._graph._graph import graph
 from torchadx.inspect._modules import ModuleWatch
 
 HOSTILE = (

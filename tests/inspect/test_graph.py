@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from torchadx.inspect._graph import graph
+from torchadx.inspect._graph._graph import graph
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.memory import ActivationManager
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torchadx.inspect._modules import RANGE, ModuleWatch
-from torchadx.inspect._trace import Recording
+from torchadx.inspect._trace._trace import Recording
 
 
 def in_a_thread(run):

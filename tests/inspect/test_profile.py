@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torchadx.inspect import _profile, _trace
-from torchadx.inspect._profile import SORTS, profile
+from torchadx.inspect._profile import _profile
+from torchadx.inspect._profile._profile import SORTS, profile
+from torchadx.inspect._trace import _trace
 from torchadx.ops import next_sequence_number
 
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchadx
 from torchadx import inspect
-from torchadx.inspect._trace import Recording
+from torchadx.inspect._trace._trace import Recording
 
 ROWS, WIDTH, HIDDEN = 64, 128, 256
 FLOAT = 4

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from torchadx.inspect import _trace
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._trace import Recording, record
+from torchadx.inspect._trace import _trace
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import Recording, record
 from torchadx.ops import sequence_number
 
 

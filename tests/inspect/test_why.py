@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from saving import Attention, Convolutions, mlp
 from torch import nn
 
-from torchadx.inspect import _why, saved
+from torchadx.inspect import saved
+from torchadx.inspect._saved import _why
 
 
 def explain(node, slot, alias=None, residence="cpu", managed=False):

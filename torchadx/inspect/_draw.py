@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torchadx.memory.report import module_name, size
 
 if TYPE_CHECKING:
-    from torchadx.inspect._report import SavedReport
-    from torchadx.inspect._timeline import DeviceTimeline, Timeline
+    from torchadx.inspect._saved._report import SavedReport
+    from torchadx.inspect._timeline._timeline import DeviceTimeline, Timeline
 
 # distinguishable with any colour vision (Okabe and Ito)
 COLORS = {

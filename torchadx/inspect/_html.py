@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from torchadx.inspect import _page
-from torchadx.inspect._graph import Graph, graph
+from torchadx.inspect._graph._graph import Graph, graph
 from torchadx.inspect._modules import ModuleWatch
-from torchadx.inspect._profile import profile
-from torchadx.inspect._report import SavedReport
-from torchadx.inspect._saved import look
-from torchadx.inspect._step import run
-from torchadx.inspect._timeline import Timeline, summarize
+from torchadx.inspect._profile._profile import profile
+from torchadx.inspect._saved._report import SavedReport
+from torchadx.inspect._saved._saved import look
+from torchadx.inspect._timeline._step import run
+from torchadx.inspect._timeline._timeline import Timeline, summarize
 
 # what a page shows of a very large model: more would not be read, and would not load
 _MAX_ROWS, _MAX_NODES = 1500, 4000

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from torchadx.inspect._profile_ops import OpRow, RangeRow
-from torchadx.inspect._profile_rows import ModuleRow
+from torchadx.inspect._profile._ops import OpRow, RangeRow
+from torchadx.inspect._profile._rows import ModuleRow
 
 
 @dataclasses.dataclass(frozen=True)

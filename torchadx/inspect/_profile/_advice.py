@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from torchadx.activations import known
-from torchadx.inspect._evidence import Advice, Evidence
-from torchadx.inspect._profile_rows import ModuleRow
+from torchadx.inspect._profile._evidence import Advice, Evidence
+from torchadx.inspect._profile._rows import ModuleRow
 from torchadx.memory.report import size
 
 

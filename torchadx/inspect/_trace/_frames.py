@@ -3,8 +3,8 @@
 import dataclasses
 
 from torchadx.inspect._modules import RANGE, ModuleWatch
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._trace import Node, Range, Trace
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import Node, Range, Trace
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from torchadx.inspect._evidence import Evidence
-from torchadx.inspect._frames import Frame, frames
 from torchadx.inspect._modules import RANGE, ModuleWatch
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._profile_ops import busy_ms, op_rows, range_rows
-from torchadx.inspect._profile_rows import module_rows
-from torchadx.inspect._profile_table import module_name
-from torchadx.inspect._trace import RECORDING, Trace
+from torchadx.inspect._profile._evidence import Evidence
+from torchadx.inspect._profile._ops import busy_ms, op_rows, range_rows
+from torchadx.inspect._profile._rows import module_rows
+from torchadx.inspect._profile._table import module_name
+from torchadx.inspect._trace._frames import Frame, frames
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import RECORDING, Trace
 
 
 def read(trace: Trace, watch: ModuleWatch) -> Evidence:

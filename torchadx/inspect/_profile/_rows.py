@@ -4,14 +4,14 @@ import bisect
 import collections
 import dataclasses
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from torchadx.inspect._frames import Frame
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._profile_ops import busy_ms
-from torchadx.inspect._trace import Trace
+from torchadx.inspect._modules import ModuleWatch
+from torchadx.inspect._profile._ops import busy_ms
+from torchadx.inspect._trace._frames import Frame
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)

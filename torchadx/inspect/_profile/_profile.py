@@ -16,11 +16,11 @@ from torch import nn
 if TYPE_CHECKING:
     from torch.profiler import profile as TorchProfile
 
-    from torchadx.inspect._evidence import Advice, Evidence
     from torchadx.inspect._modules import ModuleWatch
-    from torchadx.inspect._profile_ops import OpRow
-    from torchadx.inspect._profile_rows import ModuleRow
-    from torchadx.inspect._trace import Recording
+    from torchadx.inspect._profile._evidence import Advice, Evidence
+    from torchadx.inspect._profile._ops import OpRow
+    from torchadx.inspect._profile._rows import ModuleRow
+    from torchadx.inspect._trace._trace import Recording
 
 #: what modules are sorted by: the largest sum of these columns comes first
 SORTS = {
@@ -104,7 +104,7 @@ class Profile:
         if not self._enabled:
             return self
         from torchadx.inspect._modules import ModuleWatch
-        from torchadx.inspect._trace import Recording
+        from torchadx.inspect._trace._trace import Recording
 
         recording = Recording(**self._options, keep=True)
         watch = ModuleWatch(self._model, ranges=True)
@@ -155,13 +155,13 @@ class Profile:
         evidence = self._results()
         if evidence is None:
             return ()
-        from torchadx.inspect._advice import advise
+        from torchadx.inspect._profile._advice import advise
 
         return advise(evidence)[:limit]
 
     def table(self, sort: str | None = None, limit: int | None = None) -> str:
         """Lay the modules out as text; ``limit`` is how many, ``None`` for all."""
-        from torchadx.inspect._profile_table import table
+        from torchadx.inspect._profile._table import table
 
         rows = self.modules(sort)
         return "\n".join(table(rows, limit)) if self._enabled else _OFF
@@ -196,7 +196,7 @@ class Profile:
             ModuleNotFoundError: pandas is not installed.
         """
         from torchadx.inspect._dataframe import fields
-        from torchadx.inspect._profile_rows import ModuleRow
+        from torchadx.inspect._profile._rows import ModuleRow
 
         return fields(self.modules(), ModuleRow)
 
@@ -224,7 +224,7 @@ class Profile:
             return _OFF
         if self._evidence is None:
             return "profile: its block has not been left, or was interrupted: there are no results"
-        from torchadx.inspect._profile_table import advice_lines, totals
+        from torchadx.inspect._profile._table import advice_lines, totals
 
         lines = [totals(self._evidence.modules, self._evidence.total_ms), "", self.table(limit=self._top)]
         advice = self.advice(3)
@@ -240,7 +240,7 @@ class Profile:
         return self._evidence
 
     def _read(self, recording: "Recording", watch: "ModuleWatch") -> None:
-        from torchadx.inspect._profile_read import labels, read
+        from torchadx.inspect._profile._read import labels, read
 
         self._evidence = read(recording.trace, watch)
         self._labels = labels(recording.trace, watch)

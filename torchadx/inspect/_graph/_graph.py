@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from torchadx.inspect import _dot
-from torchadx.inspect._graph_build import KINDS, Builder, GraphEdge, GraphNode
-from torchadx.inspect._graph_fold import Folded
+from torchadx.inspect._graph import _dot
+from torchadx.inspect._graph._build import KINDS, Builder, GraphEdge, GraphNode
+from torchadx.inspect._graph._fold import Folded
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.memory.report import size
 

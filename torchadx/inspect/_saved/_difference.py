@@ -9,7 +9,7 @@ from torchadx.inspect._dataframe import fields
 from torchadx.memory.report import columns, module_name, size
 
 if TYPE_CHECKING:
-    from torchadx.inspect._report import SavedReport, SavedRow
+    from torchadx.inspect._saved._report import SavedReport, SavedRow
 
 _NUMBERS = ("before", "after", "change")
 

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from torchadx.inspect._graph_build import GraphEdge, GraphNode
-from torchadx.inspect._graph_fold import Box
-from torchadx.inspect._graph_modules import parts_of
+from torchadx.inspect._graph._build import GraphEdge, GraphNode
+from torchadx.inspect._graph._fold import Box
+from torchadx.inspect._graph._inferred import parts_of
 
 COLORS: Mapping[str, str] = {
     "backward": "lightgrey",

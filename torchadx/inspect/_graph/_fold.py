@@ -5,8 +5,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from torchadx.inspect._graph_build import GraphEdge, GraphNode
-from torchadx.inspect._graph_modules import parts_of
+from torchadx.inspect._graph._build import GraphEdge, GraphNode
+from torchadx.inspect._graph._inferred import parts_of
 from torchadx.memory.report import size
 
 #: how many boxes people can read

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from torchadx.inspect import _nodes
 from torchadx.inspect._modules import ModuleWatch
-from torchadx.inspect._owners import storages_of
-from torchadx.inspect._trace import Recording, Trace
+from torchadx.inspect._saved._owners import storages_of
+from torchadx.inspect._trace._trace import Recording, Trace
 from torchadx.memory import Residence, residence
 from torchadx.memory._storage import has_memory
 

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from torchadx.inspect._frames import Frame, frames
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._step import BACKWARD, NOTE, OPTIMIZER, STEP, Noted, Step
-from torchadx.inspect._trace import Range, Trace
+from torchadx.inspect._timeline._step import BACKWARD, NOTE, OPTIMIZER, STEP, Noted, Step
+from torchadx.inspect._trace._frames import Frame, frames
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import Range, Trace
 
 #: what memory is, as people know it
 CATEGORIES = ("parameter", "optimizer state", "gradient", "activation", "input", "temporary")

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from torchadx.inspect import _blocks
-from torchadx.inspect._blocks import CATEGORIES, Block, Phase
-from torchadx.inspect._curve import Curve, curve
 from torchadx.inspect._dataframe import dataframe
 from torchadx.inspect._draw import draw_timeline
-from torchadx.inspect._step import Step, run
+from torchadx.inspect._timeline import _blocks
+from torchadx.inspect._timeline._blocks import CATEGORIES, Block, Phase
+from torchadx.inspect._timeline._curve import Curve, curve
+from torchadx.inspect._timeline._step import Step, run
 from torchadx.memory.report import columns, module_name, size
 
 _BARS = " ▁▂▃▄▅▆▇█"

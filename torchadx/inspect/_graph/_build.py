@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from torchadx.inspect._graph_modules import inferred, module_of_parameter
-from torchadx.inspect._graph_slots import (
+from torchadx.inspect._graph._inferred import inferred, module_of_parameter
+from torchadx.inspect._graph._slots import (
     Storages,
     attributes,
     held_by,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchadx.inspect import _nodes
-from torchadx.inspect._graph_modules import inferred
-from torchadx.inspect._growth import growth_of
+from torchadx.inspect._graph._inferred import inferred
 from torchadx.inspect._modules import ModuleWatch
-from torchadx.inspect._owners import Owner, identity_of, owners
-from torchadx.inspect._report import SavedReport, SavedRow
-from torchadx.inspect._rows import rows
+from torchadx.inspect._saved._growth import growth_of
+from torchadx.inspect._saved._owners import Owner, identity_of, owners
+from torchadx.inspect._saved._report import SavedReport, SavedRow
+from torchadx.inspect._saved._rows import rows
 
 _OPAQUE = "CopySlices"
 _EAGER = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchadx.inspect._nest import Nest
+from torchadx.inspect._trace._nest import Nest
 from torchadx.ops import profiling
 
 # the range around what is recorded: its start is the time zero of a trace

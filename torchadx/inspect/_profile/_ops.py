@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torchadx.inspect._modules import RANGE
-from torchadx.inspect._nest import Nest
-from torchadx.inspect._trace import Op, Range, Trace
+from torchadx.inspect._trace._nest import Nest
+from torchadx.inspect._trace._trace import Op, Range, Trace
 
 Named = TypeVar("Named", bound=Op | Range)
 

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Callable
 from typing import TypeVar
 
-from torchadx.inspect._trace import Recording
+from torchadx.inspect._trace._trace import Recording
 
 T = TypeVar("T")
 

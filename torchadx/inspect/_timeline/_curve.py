@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from torchadx.inspect._blocks import CATEGORIES, Block
+from torchadx.inspect._timeline._blocks import CATEGORIES, Block
 
 _POINTS = 2000
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torchadx.inspect._evidence import Advice
-from torchadx.inspect._profile_rows import ModuleRow
+from torchadx.inspect._profile._evidence import Advice
+from torchadx.inspect._profile._rows import ModuleRow
 from torchadx.memory.report import columns, size
 
 # column, how a row fills it, and whether it is drawn for these rows

@@ -9,7 +9,7 @@ from torchadx.inspect._dataframe import fields
 from torchadx.memory.report import columns, module_name, size
 
 if TYPE_CHECKING:
-    from torchadx.inspect._report import SavedRow
+    from torchadx.inspect._saved._report import SavedRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def by_module(rows: "Sequence[SavedRow]", classes: Mapping[str, str], beside: Co
 
 
 def surrounding(module: str | None, beside: Collection[str]) -> list[str | None]:
-    """Return the paths of the modules around one, outermost first, and its own; the model is not around what is beside."""
+    """Return the paths of the modules around one, outermost first, and its own; it is not around what is beside."""
     if module is None:
         return [None]
     parts = module.split(".") if module else []

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
-from torchadx.inspect import _nodes, _why
-from torchadx.inspect._owners import Owner, storages_of
-from torchadx.inspect._report import SavedRow
+from torchadx.inspect import _nodes
+from torchadx.inspect._saved import _why
+from torchadx.inspect._saved._owners import Owner, storages_of
+from torchadx.inspect._saved._report import SavedRow
 from torchadx.memory import Residence, residence
 
 _CHECKPOINT = "torch.utils.checkpoint"
