@@ -6,19 +6,21 @@ import heapq
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from torchadx.ops import sequence_number
 
 _RAW = "_raw_saved_"
 _LIBRARIES = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+# what accumulates gradients in leaves
+_ACCUMULATE: Any = type(get_gradient_edge(torch.empty(0, requires_grad=True)).node)
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
 
@@ -39,6 +41,8 @@ class Slot(NamedTuple):
 
 def tensors_of(outputs: Any) -> list[Tensor]:
     """Return the tensors of nested lists, tuples and dictionaries."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
@@ -46,20 +50,20 @@ def walk(outputs: Iterable[Tensor]) -> list[Node]:
     """Return the nodes below tensors: first in the order in which backward runs them, then those of leaves."""
     pending = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
     # the wrappers in Python are made anew where nobody holds one: held here, equal nodes are one object
-    seen = dict.fromkeys(pending)
+    below: dict[Node, list[Node]] = {}
     while pending:
-        for following, _ in pending.pop().next_functions:
-            if following is not None and following not in seen:
-                seen[following] = None
-                pending.append(following)
-    return _in_backward([node for node in seen if leaf_of(node) is None]) + [
-        node for node in seen if leaf_of(node) is not None
-    ]
+        node = pending.pop()
+        if node not in below:
+            below[node] = [following for following, _ in node.next_functions if following is not None]
+            pending += below[node]
+    leaves = [node for node in below if leaf_of(node) is not None]
+    for leaf in leaves:
+        del below[leaf]
+    return _in_backward(below) + leaves
 
 
-def _in_backward(nodes: Iterable[Node]) -> list[Node]:
+def _in_backward(below: Mapping[Node, Sequence[Node]]) -> list[Node]:
     """Order nodes as the engine does: of those whose users are done, the one that its thread made last comes next."""
-    below = {node: [following for following, _ in node.next_functions if following is not None] for node in nodes}
     users = collections.Counter(itertools.chain.from_iterable(below.values()))
     # threads number nodes of their own, and nodes have no order besides: the place breaks a tie
     keys = {node: (-sequence_number(node), place) for place, node in enumerate(below)}
@@ -78,9 +82,8 @@ def _in_backward(nodes: Iterable[Node]) -> list[Node]:
 
 def leaf_of(node: Node) -> Tensor | None:
     """Return the tensor that gets the gradient, if that is what a node is for."""
-    kind: type = type(node)
-    # a Python function's node has whatever attributes its forward put on ctx
-    return None if issubclass(kind, torch.autograd.function.BackwardCFunction) else getattr(node, "variable", None)
+    # others may have an attribute of that name: a Python function's node has what its forward put on ctx
+    return getattr(node, "variable", None) if type(node) is _ACCUMULATE else None
 
 
 def number_of(node: Node) -> int:

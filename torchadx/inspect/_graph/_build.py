@@ -1,8 +1,7 @@
 """From tensors to nodes and edges: what is drawn of the graph, without holding on to any of it."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -27,8 +26,7 @@ from torchadx.memory.report import size
 KINDS = ("backward", "leaf", "saved", "output", "base")
 
 
-@dataclasses.dataclass(frozen=True)
-class GraphNode:
+class GraphNode(NamedTuple):
     """One box of the picture.
 
     Attributes:
@@ -53,8 +51,7 @@ class GraphNode:
     packed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class GraphEdge:
+class GraphEdge(NamedTuple):
     """An arrow, the way forward goes: from a leaf to its node, to the nodes that use it, to an output.
 
     A saved tensor is the target of the node that saved it. From a base to its view, the arrow is dotted.
@@ -226,7 +223,7 @@ class Builder:
         index = len(self.nodes)
         if thing is not None:
             self._ids[id(thing)] = index
-        self.nodes.append(GraphNode(index, label, kind, module, dict(detail), saved_bytes, packed))
+        self.nodes.append(GraphNode(index, label, kind, module, detail, saved_bytes, packed))
         return index
 
     def _edge(self, source: int, target: int, style: str = "solid") -> None:

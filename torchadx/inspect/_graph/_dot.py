@@ -1,6 +1,6 @@
 """The graph in the language of graphviz."""
 
-import itertools
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torchadx.inspect._graph._build import GraphEdge, GraphNode
@@ -24,6 +24,7 @@ _HEAD = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def quoted(text: str, end: str = "") -> str:
     """Write text as a string of DOT, which shows it as it is: no escapes, entities or HTML of its own.
 
@@ -37,6 +38,8 @@ def quoted(text: str, end: str = "") -> str:
 
 
 def _clean(line: str) -> str:
+    if line.isprintable():
+        return line
     # control characters are not allowed in SVG, nor lone surrogates in UTF-8
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
 
@@ -63,7 +66,9 @@ def whole(nodes: Sequence[GraphNode], edges: Sequence[GraphEdge], classes: Mappi
     inside: dict[str, list[GraphNode]] = {}
     for node in nodes:
         inside.setdefault(node.module or "", []).append(node)
-    yield from _frame("", inside, _children(inside), classes, itertools.count())
+    lines: list[str] = []
+    _frame("", inside, _children(inside), classes, lines, "")
+    yield from lines
     for edge in edges:
         yield _edge(edge.source, edge.target, edge.style, " dir=none" if nodes[edge.target].kind == "saved" else "")
 
@@ -83,17 +88,20 @@ def _frame(
     inside: Mapping[str, Sequence[GraphNode]],
     children: Mapping[str, Sequence[str]],
     classes: Mapping[str, str],
-    numbers: Iterator[int],
-) -> Iterator[str]:
+    lines: list[str],
+    indent: str,
+) -> None:
+    """Write what is in a module's frame, and the frames in it."""
     for node in inside.get(path, ()):
         several = node.kind == "backward" and "\n" in node.label
-        yield _box(node.id, quoted(node.label, "\\l" if several else ""), node.kind)
+        lines.append(indent + _box(node.id, quoted(node.label, "\\l" if several else ""), node.kind))
     for child in children.get(path, ()):
         label = f"{child}: {classes[child]}" if child in classes else child
-        yield f"subgraph cluster_{next(numbers)} {{"
-        yield f"\tgraph [label={quoted(label)}, color=grey60, style=rounded, labeljust=l]"
-        yield from (f"\t{line}" for line in _frame(child, inside, children, classes, numbers))
-        yield "}"
+        # frames are told apart by where they begin
+        lines.append(f"{indent}subgraph cluster_{len(lines)} {{")
+        lines.append(f"{indent}\tgraph [label={quoted(label)}, color=grey60, style=rounded, labeljust=l]")
+        _frame(child, inside, children, classes, lines, indent + "\t")
+        lines.append(indent + "}")
 
 
 def _box(index: int, label: str, kind: str) -> str:

@@ -121,7 +121,7 @@ class Graph:
             }
             for node in self.nodes
         ]
-        return {"nodes": nodes, "edges": [dataclasses.asdict(edge) for edge in self.edges]}
+        return {"nodes": nodes, "edges": [edge._asdict() for edge in self.edges]}
 
     def to_json(self) -> str:
         """Return what ``to_dict()`` gives, as JSON."""

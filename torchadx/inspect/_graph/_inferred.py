@@ -1,5 +1,6 @@
 """Which module made which node of the graph, where nobody watched: a guess by the names of parameters."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,8 +23,11 @@ def parts_of(path: str) -> list[str]:
     return path.split(".") if path else []
 
 
+@functools.lru_cache(maxsize=4096)
 def common(first: str, second: str) -> str:
     """Return the path of the deepest module that contains both."""
+    if first == second:
+        return first
     shared = []
     for one, other in zip(parts_of(first), parts_of(second), strict=False):
         if one != other:

@@ -32,7 +32,7 @@ def held_by(node: Node) -> list[Slot] | None:
 
 
 def _described(slot: Slot) -> Slot:
-    found = residence(slot.held)
+    found = None if slot.hook is None else residence(slot.held)
     return slot if found is None else slot._replace(held=found, hook=None)
 
 
