@@ -104,6 +104,22 @@ def test_of_several_graphs_the_one_that_holds_most_is_shown():
     assert any("2 graphs" in note for note in saved["notes"])
 
 
+def test_a_graph_that_an_earlier_backward_freed_in_part_is_shown_as_far_as_it_is_left():
+    model, other = nn.Sequential(nn.Linear(64, 8), nn.Tanh()), nn.Sequential(nn.Linear(64, 8), nn.Sigmoid())
+    x = torch.randn(4, 64)
+
+    def step():
+        first = model(x).sum()
+        torch.autograd.grad(first, list(model.parameters()))
+        # nobody asks for what was freed
+        torch.autograd.grad(first + other(x).sum() ** 2, list(other.parameters()))
+
+    saved = only_pass(None, step)["saved"]
+    assert saved["totals"]["held_bytes"] > 0
+    seen = inspect.timeline(step)
+    assert max(seen.devices["cpu"].curve.categories["activation"]) > 0
+
+
 def test_a_page_of_a_large_model_leaves_the_smallest_rows_out(monkeypatch):
     monkeypatch.setattr(_html, "_MAX_ROWS", 3)
     monkeypatch.setattr(_html, "_MAX_NODES", 5)

@@ -147,7 +147,7 @@ def test_a_write_into_a_view_is_noted_because_it_hides_what_it_saves():
     report = saved(write, leaf(10))
     assert [row.slots_bytes for row in report.rows] == [20, 40]
     (note,) = report.notes
-    assert note.startswith("1 in-place writes into views")
+    assert note == "in-place writes into views (CopySlices), which do not show what they save: 1"
     assert note in str(report)
 
 

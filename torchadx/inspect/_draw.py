@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchadx.memory.report import module_name, size
+from torchadx.inspect._names import module_name
+from torchadx.memory.report import size
 
 if TYPE_CHECKING:
     from torchadx.inspect._saved._report import SavedReport

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchadx.inspect import _page
 from torchadx.inspect._graph._graph import Graph, graph
 from torchadx.inspect._modules import ModuleWatch
+from torchadx.inspect._nodes import held_by, leaf_of, walk
 from torchadx.inspect._profile._profile import profile
 from torchadx.inspect._saved._report import SavedReport
 from torchadx.inspect._saved._saved import look
@@ -106,7 +107,9 @@ def look_into(step: Callable[[], object], model: nn.Module | None, warmup: int) 
     looks: list[tuple[SavedReport, Graph]] = []
 
     def before_backward(modules: ModuleWatch, outputs: list[Tensor]) -> None:
-        looks.append((look(outputs, modules), graph(outputs, record=modules, show_saved=True)))
+        # a graph may be partly freed, if no path through that part is asked for
+        whole = all(held_by(node) is not None for node in walk(outputs) if leaf_of(node) is None)
+        looks.append((look(outputs, modules), graph(outputs, record=modules, show_saved=whole)))
 
     # anomaly mode is how torch notes the lines that make nodes
     lines = functools.partial(torch.autograd.set_detect_anomaly, True, check_nan=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
+from torchadx.memory import residence
 from torchadx.ops import sequence_number
 
 _RAW = "_raw_saved_"
@@ -116,6 +117,25 @@ def slots(node: Node) -> Iterator[Slot]:
                 # never filled, or freed, which raises; there is no hook to be called
                 getattr(node, attribute.removeprefix("_raw"), None)
     yield from _on_context(node)
+
+
+def held_by(node: Node) -> list[Slot] | None:
+    """Return the slots of a node; ``None`` if backward ran and freed them.
+
+    Of what a manager of this library packed, ``held`` is the tensor that it kept, or the ``torchadx.memory.Residence``
+    of what it made of it, without a hook.
+    """
+    try:
+        return [slot if slot.hook is None else _described(slot) for slot in slots(node)]
+    except RuntimeError as error:
+        if "freed" not in str(error):
+            raise
+        return None
+
+
+def _described(slot: Slot) -> Slot:
+    found = residence(slot.held)
+    return slot if found is None else slot._replace(held=found, hook=None)
 
 
 def _saving_attributes(kind: Any) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from torchadx.inspect._graph._inferred import inferred, module_of_parameter
 from torchadx.inspect._graph._slots import (
     Storages,
     attributes,
-    held_by,
     is_opaque,
     memory_key,
     shape_of,
@@ -18,7 +17,7 @@ from torchadx.inspect._graph._slots import (
     storage_key,
 )
 from torchadx.inspect._modules import ModuleWatch
-from torchadx.inspect._nodes import Slot, leaf_of, name_of, number_of, walk
+from torchadx.inspect._nodes import Slot, held_by, leaf_of, name_of, number_of, walk
 from torchadx.memory import Residence
 from torchadx.memory.report import size
 

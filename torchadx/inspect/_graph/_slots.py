@@ -9,31 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from torchadx.inspect._nodes import Slot, slots, tensors_of
-from torchadx.memory import Residence, residence
+from torchadx.inspect._nodes import Slot, tensors_of
+from torchadx.memory import Residence
 from torchadx.memory._storage import has_memory, memory_of
 
 _SAVED, _RAW = "_saved_", "_raw_saved_"
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.SymInt, torch.SymFloat, torch.SymBool)
-
-
-def held_by(node: Node) -> list[Slot] | None:
-    """Return what a node holds for backward; ``None`` if backward freed it.
-
-    Of what a manager of this library packed, ``held`` is the tensor it kept, or the description of what it made of it.
-    """
-    try:
-        return [_described(slot) for slot in slots(node)]
-    except RuntimeError as error:
-        if "freed" not in str(error):
-            raise
-        return None
-
-
-def _described(slot: Slot) -> Slot:
-    found = None if slot.hook is None else residence(slot.held)
-    return slot if found is None else slot._replace(held=found, hook=None)
 
 
 def is_opaque(slot: Slot) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from torchadx.inspect._modules import RANGE, ModuleWatch
+from torchadx.inspect._names import module_name
 from torchadx.inspect._profile._evidence import Evidence
 from torchadx.inspect._profile._ops import busy_ms, op_rows, range_rows
 from torchadx.inspect._profile._rows import module_rows
-from torchadx.inspect._profile._table import module_name
 from torchadx.inspect._trace._frames import Frame, frames
 from torchadx.inspect._trace._nest import Nest
 from torchadx.inspect._trace._trace import RECORDING, Trace

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from torchadx.inspect._names import module_name
 from torchadx.inspect._profile._evidence import Advice
 from torchadx.inspect._profile._rows import ModuleRow
 from torchadx.memory.report import columns, size
@@ -27,11 +28,6 @@ _COLUMNS: tuple[tuple[str, Callable[[ModuleRow], str], Callable[[ModuleRow], Any
     ("peak", lambda row: size(row.backward_peak_bytes), lambda row: row.backward_peak_bytes),
 )
 _TEXT = ("module", "class")
-
-
-def module_name(module: str | None) -> str:
-    """Write a module's path for people."""
-    return "(outside)" if module is None else module or "(model)"
 
 
 def table(rows: Sequence[ModuleRow], limit: int | None) -> Iterator[str]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchadx.inspect._dataframe import fields
-from torchadx.memory.report import columns, module_name, size
+from torchadx.inspect._names import module_name
+from torchadx.memory.report import columns, size
 
 if TYPE_CHECKING:
     from torchadx.inspect._saved._report import SavedReport, SavedRow

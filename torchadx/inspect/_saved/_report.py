@@ -9,9 +9,10 @@ from typing import Any
 
 from torchadx.inspect._dataframe import fields
 from torchadx.inspect._draw import draw_saved
+from torchadx.inspect._names import module_name
 from torchadx.inspect._saved._by_module import ByModule, by_module
 from torchadx.inspect._saved._difference import Difference, compare
-from torchadx.memory.report import columns, module_name, size
+from torchadx.memory.report import columns, size
 
 _NUMBERS = ("held", "storage", "saved", "used")
 _TOTALS = (

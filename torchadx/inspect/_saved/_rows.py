@@ -14,7 +14,7 @@ from torchadx.inspect import _nodes
 from torchadx.inspect._saved import _why
 from torchadx.inspect._saved._owners import Owner, storages_of
 from torchadx.inspect._saved._report import SavedRow
-from torchadx.memory import Residence, residence
+from torchadx.memory import Residence
 
 _CHECKPOINT = "torch.utils.checkpoint"
 
@@ -65,34 +65,35 @@ class Found:
         return f"{self.node}.{self.slot}"
 
 
-def find(nodes: Sequence[Node]) -> list[Found]:
+def find(nodes: Sequence[Node]) -> tuple[list[Found], int]:
     """Read the slots of nodes, which come in backward's order, in the opposite order.
 
+    Returns:
+        What they hold, and how many nodes hold nothing any more because a backward ran and freed it.
+
     Raises:
-        RuntimeError: Backward ran, and freed one.
+        RuntimeError: That was so of all that held something.
     """
-    inner = [(node, order) for order, node in enumerate(nodes) if _nodes.leaf_of(node) is None]
-    try:
-        return [_look(node, order, slot) for node, order in reversed(inner) for slot in _nodes.slots(node)]
-    except RuntimeError as error:
-        if "freed" not in str(error):
-            raise
+    found, freed = [], 0
+    for order, node in reversed(list(enumerate(nodes))):
+        held = None if _nodes.leaf_of(node) is not None else _nodes.held_by(node)
+        if held is not None:
+            found += [_look(node, order, slot) for slot in held]
+        elif _nodes.leaf_of(node) is None:
+            freed += 1
+    if freed and not found:
         raise RuntimeError(
             "backward ran, and freed what this graph kept. Look before it, or call backward(retain_graph=True); for a "
             "whole training step there are torchadx.inspect.report() and timeline()"
-        ) from error
+        )
+    return found, freed
 
 
 def _look(node: Node, order: int, slot: _nodes.Slot) -> Found:
     at = _nodes.name_of(node), order, slot.name
-    if slot.hook is None:
-        return _tensor(at, slot.held)
-    known = residence(slot.held)
-    if isinstance(known, Tensor):
-        return _tensor(at, known)
-    if known is not None:
-        return _managed(at, known)
-    return _foreign(at, slot)
+    if slot.hook is not None:
+        return _foreign(at, slot)
+    return _managed(at, slot.held) if isinstance(slot.held, Residence) else _tensor(at, slot.held)
 
 
 def _tensor(at: tuple[str, int, str], tensor: Tensor) -> Found:
@@ -168,6 +169,7 @@ def _hook_name(hook: Callable[..., Any]) -> str:
 
 def rows(
     nodes: Sequence[Node],
+    found: Sequence[Found],
     owned: Mapping[tuple[int, ...], Owner],
     module_of: Callable[[int], str | None],
     returned: frozenset[tuple[int, ...]],
@@ -176,13 +178,13 @@ def rows(
 
     Args:
         nodes: Of the graph, in backward's order.
+        found: What they hold, in the order in which it was saved.
         owned: Who holds storages besides the graph.
         module_of: From a node's sequence number to its module's path.
         returned: Identities of the storages of the outputs, which their user holds.
     """
     # an expired storage's identity may come again: all of these are alive while the graph is
     shared: dict[object, list[Found]] = collections.defaultdict(list)
-    found = find(nodes)
     saved_at = {id(slot): order for order, slot in enumerate(found)}
     for slot in found:
         shared[slot.storage].append(slot)

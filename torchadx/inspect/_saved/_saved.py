@@ -14,7 +14,7 @@ from torchadx.inspect._modules import ModuleWatch
 from torchadx.inspect._saved._growth import growth_of
 from torchadx.inspect._saved._owners import Owner, identity_of, owners
 from torchadx.inspect._saved._report import SavedReport, SavedRow
-from torchadx.inspect._saved._rows import rows
+from torchadx.inspect._saved._rows import find, rows
 
 _OPAQUE = "CopySlices"
 _EAGER = (
@@ -173,8 +173,9 @@ def _report(
     classes: Mapping[str, str],
 ) -> SavedReport:
     returned = frozenset(identity for tensor in outputs if (identity := identity_of(tensor)))
-    found = tuple(rows(nodes, owned, module_of, returned))
-    return SavedReport(found, len(nodes), classes, notes=tuple(_notes(nodes, found)))
+    held, freed = find(nodes)
+    found = tuple(rows(nodes, held, owned, module_of, returned))
+    return SavedReport(found, len(nodes), classes, notes=tuple(_notes(nodes, found, freed)))
 
 
 def _inferred(nodes: Sequence[Node], named: Mapping[str, Tensor]) -> dict[int, str]:
@@ -184,18 +185,20 @@ def _inferred(nodes: Sequence[Node], named: Mapping[str, Tensor]) -> dict[int, s
     return {_nodes.number_of(node): path for node, path in guessed.items()}
 
 
-def _notes(nodes: Sequence[Node], found: Sequence[SavedRow]) -> list[str]:
+def _notes(nodes: Sequence[Node], found: Sequence[SavedRow], freed: int) -> list[str]:
     notes = []
     if not nodes:
         notes.append("no graph was recorded: gradients are off, or nothing requires grad")
+    if freed:
+        notes.append(f"nodes that hold nothing any more, because an earlier backward ran through them: {freed}")
     hidden = sum(_nodes.name_of(node) == _OPAQUE for node in nodes)
     if hidden:
-        notes.append(f"{hidden} in-place writes into views ({_OPAQUE}) do not show what they save")
+        notes.append(f"in-place writes into views ({_OPAQUE}), which do not show what they save: {hidden}")
     strange = sum(
         not row.storage_bytes and row.residence != "recomputed" and 0 not in (row.shape or ()) for row in found
     )
     if strange:
         notes.append(
-            f"{strange} rows (sparse, inside of a transform, packed by hooks) have no known storage, and count 0"
+            f"rows without a known storage (sparse, inside of a transform, packed by hooks), which count 0: {strange}"
         )
     return notes

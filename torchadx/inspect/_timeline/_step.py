@@ -18,7 +18,7 @@ from torchadx.inspect import _nodes
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.inspect._saved._owners import storages_of
 from torchadx.inspect._trace._trace import Recording, Trace
-from torchadx.memory import Residence, residence
+from torchadx.memory import Residence
 from torchadx.memory._storage import has_memory
 
 #: begin the names of ranges in the trace
@@ -142,7 +142,8 @@ class Observer(TorchFunctionMode):
                 yield from _blocks([leaf], "parameter" if isinstance(leaf, nn.Parameter) else "input")
                 continue
             module = self._modules.owner(_nodes.number_of(node))
-            for slot in _nodes.slots(node):
+            # a graph may be partly freed, if no path through that part is asked for
+            for slot in _nodes.held_by(node) or ():
                 yield from _blocks(held_tensors(slot), "activation", module=module)
 
     def parameters(self) -> Iterator[Noted]:
@@ -177,10 +178,7 @@ class Observer(TorchFunctionMode):
 
 def held_tensors(slot: _nodes.Slot) -> list[Tensor]:
     """Return the tensors in memory by which a slot holds something, in whatever form."""
-    known = residence(slot.held)
-    if isinstance(known, Residence):
-        return list(known.parts)
-    return _nodes.tensors_of(slot.held if known is None else known)
+    return list(slot.held.parts) if isinstance(slot.held, Residence) else _nodes.tensors_of(slot.held)
 
 
 def _blocks(
