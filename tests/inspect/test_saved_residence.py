@@ -182,7 +182,7 @@ def test_foreign_hooks_are_not_called_and_what_they_hold_is_unknown():
     assert [(row.shape, row.dtype, row.nbytes, row.held_bytes) for row in report.rows] == [(None, None, 0, 0)] * 2
     assert report.tensors == 2
     assert "unknown (Calls)" in str(report)
-    assert "rows without a known storage (sparse, inside of a transform, packed by hooks), which count 0: 2" in str(report)
+    assert "packed by hooks), which count 0: 2" in str(report)
 
 
 def test_what_foreign_hooks_hold_in_tensors_is_counted():
