@@ -293,3 +293,12 @@ def test_a_module_that_is_compiled_in_place_is_seen_uncompiled_and_a_note_says_s
     report = saved(model, torch.randn(3, 2))
     assert any("eagerly" in note for note in report.notes)
     assert not saved(nn.Linear(2, 2), torch.randn(3, 2)).notes
+
+
+def test_what_was_seen_draws_the_graph_with_its_modules():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    with saved(model=model) as seen:
+        y = model(torch.randn(3, 2))
+    made = {node.label: node.module for node in seen.graph(y, show_saved=True).nodes if node.kind != "leaf"}
+    assert made["TanhBackward0"] == "1"  # which has no parameters to tell it by
+    assert made["AddmmBackward0"] == "0"

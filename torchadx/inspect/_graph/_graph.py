@@ -211,7 +211,8 @@ def graph(
         collapse: What pictures show: ``"module"``: one box per module, at the depth that leaves at most 60 boxes (what
             a module does itself between its submodules has boxes of its own; of more modules side by side, neighbours
             share a box); a number: at that depth; ``None``: all nodes, with a frame around each module's.
-        record: Which modules made which nodes, from who watched forward, in place of the guess.
+        record: Which modules made which nodes, from who watched forward, in place of the guess: ``seen.graph(loss)``
+            gives it, after ``with torchadx.inspect.saved() as seen: ...``.
         max_attr_chars: How many characters of an attribute are written, 3 or more.
 
     Returns:

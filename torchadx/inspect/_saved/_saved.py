@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchadx.inspect import _nodes
+from torchadx.inspect._graph import Graph, graph
 from torchadx.inspect._graph._inferred import inferred
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.inspect._saved._growth import growth_of
@@ -25,6 +26,8 @@ _EAGER = (
 
 class Watching:
     """Notes who makes the nodes of a graph while it is entered: :meth:`report` says what they keep.
+
+    What ``torchadx.inspect.saved()`` returns as a context manager.
 
     Args:
         model: The model, where parts of it are called by themselves, or more than one is called.
@@ -63,6 +66,15 @@ class Watching:
             RuntimeError: Backward ran, and freed it.
         """
         return look(_nodes.tensors_of(outputs), self.modules, _nodes.tensors_of(inputs))
+
+    def graph(self, output: Any, **options: Any) -> Graph:
+        """Take a picture of a graph, its nodes with the modules that were seen to make them.
+
+        Args:
+            output: As of :func:`torchadx.inspect.graph`.
+            options: Its other options.
+        """
+        return graph(output, record=self.modules, **options)
 
 
 @overload
