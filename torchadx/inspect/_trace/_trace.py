@@ -195,6 +195,11 @@ class Recording:
         try:
             self._range.__exit__(kind, error, traceback)
             self._profiler.__exit__(kind, error, traceback)
+        except RuntimeError as failure:
+            # torch 2.11 says it here, later versions leave it to whoever exports
+            if "not running" not in str(failure):
+                raise
+            raise RuntimeError(_TAKEN) from failure
         finally:
             _busy.release()
         # whoever interrupts does not wait for a trace to be read
