@@ -34,27 +34,21 @@ Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Transformer(nn.Module):
-    """Predicts the next character, from pre-norm blocks of causal attention and an MLP with GELU."""
+    """Predicts the next character."""
 
     def __init__(self, characters: int, layers: int, width: int, sequence: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, width)
         self.positions = nn.Parameter(0.02 * torch.randn(sequence, width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, width // 32, 4 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
+        block = nn.TransformerEncoderLayer(
+            width, width // 32, 4 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.norm = nn.LayerNorm(width)
+        self.encoder = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, characters)
 
     def forward(self, characters: Tensor) -> Tensor:
-        x = self.embedding(characters) + self.positions
         causal = nn.Transformer.generate_square_subsequent_mask(len(self.positions))
-        for block in self.blocks:
-            x = block(x, src_mask=causal, is_causal=True)
-        return self.head(self.norm(x))
+        return self.head(self.encoder(self.embedding(characters) + self.positions, mask=causal, is_causal=True))
 
 
 class Problem(NamedTuple):

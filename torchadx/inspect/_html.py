@@ -109,7 +109,8 @@ def look_into(step: Callable[[], object], model: nn.Module | None, warmup: int) 
     def before_backward(modules: ModuleWatch, outputs: list[Tensor]) -> None:
         # a graph may be partly freed, if no path through that part is asked for
         whole = all(held_by(node) is not None for node in walk(outputs) if leaf_of(node) is None)
-        looks.append((look(outputs, modules), graph(outputs, record=modules, show_saved=whole)))
+        drawn = outputs[0] if len(outputs) == 1 else outputs
+        looks.append((look(outputs, modules), graph(drawn, record=modules, show_saved=whole)))
 
     # anomaly mode is how torch notes the lines that make nodes
     lines = functools.partial(torch.autograd.set_detect_anomaly, True, check_nan=False)

@@ -22,6 +22,10 @@ def _percent(share: float) -> str:
     return f"{share:.0%}"
 
 
+def _counted(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
 def _inner(evidence: Evidence) -> list[ModuleRow]:
     return [row for row in evidence.modules if row.module is not None]
 
@@ -35,7 +39,7 @@ def heavy_module(evidence: Evidence) -> Iterator[Advice]:
             yield Advice(
                 f"{_name(row)} takes {_percent(share)} of the time by itself",
                 f"{row.forward_self_ms:.3f} ms in forward and {row.backward_self_ms:.3f} ms in backward "
-                f"of {evidence.total_ms:.3f} ms, in {row.calls} calls",
+                f"of {evidence.total_ms:.3f} ms, in {_counted(row.calls, 'call')}",
                 "start here: ops() tells its operators; a lower precision (torch.autocast) or torch.compile of this "
                 "module alone are the least changes",
                 share,
@@ -135,7 +139,7 @@ def data(evidence: Evidence) -> Iterator[Advice]:
     if share >= 0.1:
         yield Advice(
             f"loading data takes {_percent(share)} of the time",
-            f"{row.calls} batches in {row.total_ms:.3f} ms of {evidence.total_ms:.3f} ms",
+            f"{_counted(row.calls, 'batch', 'es')} in {row.total_ms:.3f} ms of {evidence.total_ms:.3f} ms",
             "DataLoader(num_workers=..., persistent_workers=True, pin_memory=True) loads while the model runs",
             share,
         )
@@ -163,7 +167,7 @@ def optimizer(evidence: Evidence) -> Iterator[Advice]:
     if share >= 0.05 and each >= 20 and not any("_foreach_" in name or "_fused_" in name for name in row.names):
         yield Advice(
             f"the optimizer's step takes {_percent(share)} of the time, parameter by parameter",
-            f"{row.total_ms:.3f} ms in {row.calls} steps, {each:.0f} operators each",
+            f"{row.total_ms:.3f} ms in {_counted(row.calls, 'step')}, {each:.0f} operators each",
             "fused=True, where the optimizer has it, or foreach=True updates all parameters in a few calls",
             share,
         )
@@ -195,7 +199,7 @@ def memory(evidence: Evidence) -> Iterator[Advice]:
             yield Advice(
                 f"{_name(row)} keeps {_percent(share)} of what forward leaves for backward",
                 f"{size(row.kept_bytes)} of {size(kept)} were still allocated when backward began, "
-                f"from {row.calls} calls",
+                f"from {_counted(row.calls, 'call')}",
                 'torchadx.memory.managed(module, "bf16") or torch.utils.checkpoint of this module alone; '
                 "torchadx.inspect.saved(model) tells which tensors they are",
                 share,
