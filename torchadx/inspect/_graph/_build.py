@@ -103,16 +103,17 @@ class Builder:
     def build(self) -> None:
         """Fill ``nodes`` and ``edges``."""
         inner = [node for node in reversed(self._made) if leaf_of(node) is None]
+        arrows = []
         for node in inner:
-            for following, _ in node.next_functions:
-                if following is not None and id(following) not in self._ids:
+            inputs = [following for following, _ in node.next_functions if following is not None]
+            for following in inputs:
+                if id(following) not in self._ids:
                     self._leaf(following)
             self._backward(node)
+            arrows += [(id(following), id(node)) for following in inputs]
         # numbers are counted by thread: what a node leads to may come after it
-        for node in inner:
-            for following, _ in node.next_functions:
-                if following is not None:
-                    self._edge(self._ids[id(following)], self._ids[id(node)])
+        for following, user in arrows:
+            self._edge(self._ids[following], self._ids[user])
         for name, tensor in self._outputs.items():
             self._output(tensor, name)
 
