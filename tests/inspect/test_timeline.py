@@ -240,6 +240,11 @@ def test_a_negative_number_of_steps_to_warm_up_is_refused():
         inspect.timeline(lambda: None, warmup=-1)
 
 
+def test_a_step_is_a_function():
+    with pytest.raises(TypeError, match="step is a function without arguments"):
+        inspect.timeline(torch.zeros(1))
+
+
 def test_text_tells_the_peak_and_whose_it_was(trained):
     text = str(trained)
     assert "cpu: at most" in text

@@ -57,6 +57,8 @@ def report(
 
     Raises:
         ModuleNotFoundError: plotly is not installed.
+        TypeError: A step is no function.
+        ValueError: ``warmup`` is negative.
         NoBackwardError: A step ran no backward.
     """
     path = pathlib.Path(path)

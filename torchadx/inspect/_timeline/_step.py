@@ -205,7 +205,15 @@ def run(
         warmup: How many steps run first.
         before_backward: Told, in the step itself, the outputs of each graph that is about to be run backward.
         around: Entered around the step itself.
+
+    Raises:
+        TypeError: The step is no function.
+        ValueError: ``warmup`` is negative.
     """
+    if not callable(step):
+        raise TypeError(f"step is a function without arguments that runs one training step; got {type(step).__name__}")
+    if warmup < 0:
+        raise ValueError(f"warmup is a number of steps, 0 or more; got {warmup}")
     measured = False
     modules = ModuleWatch(model, ranges=True)
 

@@ -199,6 +199,7 @@ def timeline(step: Callable[[], object], *, model: nn.Module | None = None, warm
         warmup: How many steps run before the one that is recorded.
 
     Raises:
+        TypeError: The step is no function.
         ValueError: ``warmup`` is negative.
         RuntimeError: Another recording is running.
 
@@ -208,8 +209,6 @@ def timeline(step: Callable[[], object], *, model: nn.Module | None = None, warm
     >>> [each.nbytes for each in memory.devices["cpu"].alive if each.category == "activation"][0] == 128 * 256 * 4
     True
     """
-    if warmup < 0:
-        raise ValueError(f"warmup is a number of steps, 0 or more; got {warmup}")
     return summarize(run(step, model, warmup, lambda modules, outputs: None))
 
 
