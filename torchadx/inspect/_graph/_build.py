@@ -112,8 +112,8 @@ class Builder:
             self._backward(node)
             arrows += [(id(following), id(node)) for following in inputs]
         # numbers are counted by thread: what a node leads to may come after it
-        for following, user in arrows:
-            self._edge(self._ids[following], self._ids[user])
+        for source, target in arrows:
+            self._edge(self._ids[source], self._ids[target])
         for name, tensor in self._outputs.items():
             self._output(tensor, name)
 
