@@ -188,6 +188,27 @@ def test_gradients_by_autograd_grad_are_gradients():
     assert last(inspect.timeline(step), "gradient") == PARAMETERS
 
 
+def test_an_optimizer_may_run_forward_and_backward_itself():
+    model, x = network(), torch.randn(ROWS, WIDTH)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    timeline = inspect.timeline(lambda: optimizer.step(closure))
+    names = [phase.name for phase in timeline.phases if phase.name != "other"]
+    assert names[0] == names[-1] == "optimizer"
+    assert names.count("backward") >= 2
+    for before, after in zip(timeline.phases, timeline.phases[1:], strict=False):
+        assert before.end == pytest.approx(after.start)
+    rises = {(rise.module, rise.phase) for rise in timeline.rises}
+    assert {("1", "forward"), ("2", "backward")} <= rises
+    assert highest(timeline, "activation") == ROWS * (HIDDEN + WIDTH) * FLOAT
+
+
 def test_a_step_without_backward_has_no_activations():
     model, x = network(), torch.randn(ROWS, WIDTH)
     timeline = inspect.timeline(lambda: model(x))

@@ -3,8 +3,9 @@
 import bisect
 import collections
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torchadx.inspect._timeline._step import BACKWARD, NOTE, OPTIMIZER, STEP, Noted, Step
 from torchadx.inspect._trace._frames import Frame, frames
@@ -44,7 +45,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a step: ``"forward"``, ``"backward"``, ``"optimizer"`` or ``"other"``; milliseconds since it began."""
+    """A part of a step, from when to when: ``"forward"``, ``"backward"``, ``"optimizer"`` or ``"other"``."""
 
     name: str
     start: float
@@ -61,7 +62,7 @@ def blocks(step: Step) -> list[Block]:
     trace = step.trace
     where = frames(trace, step.modules)
     ops = Nest(trace.ops)
-    marked = [span for span in trace.ranges if span.name in _PHASES]
+    parts = _parts(trace, where)
     found: list[Block] = []
     alive: dict[tuple[str, int], Block] = {}
     for event in trace.memory:
@@ -80,18 +81,19 @@ def blocks(step: Step) -> list[Block]:
         op = ops.at(event.thread, event.time)
         block.op = None if op is None else op.name
         block.module = None if frame is None else frame.module
-        block.phase = _phase(marked, event.time, frame)
+        block.phase = _phase(parts, event.time, frame)
         alive[key] = block
         found.append(block)
     _tell_outliving(found, where, trace)
     return found + _categorize(found, step)
 
 
-def _phase(marked: Sequence[Range], time: float, frame: Frame | None) -> str:
-    for span in marked:
-        if span.start <= time < span.end:
-            return _PHASES[span.name]
-    return "other" if frame is None else "forward"
+def _phase(parts: Sequence[Phase], time: float, frame: Frame | None) -> str:
+    part = next((each.name for each in parts if each.start <= time < each.end), "other")
+    # an optimizer may run forward and backward itself, as LBFGS does
+    if part == "backward" or frame is None:
+        return part
+    return "backward" if frame.backward else "forward"
 
 
 def _tell_outliving(found: Sequence[Block], where: Nest[Frame], trace: Trace) -> None:
@@ -138,23 +140,25 @@ def _apply(block: Block, note: Noted) -> None:
         block.module = note.module
 
 
-def phases(step: Step) -> Iterator[Phase]:
-    """Yield the parts of the step itself, which cover it without a gap."""
-    span = window(step.trace)
-    marked = [each for each in step.trace.ranges if each.name in _PHASES and span.start <= each.start < span.end]
-    runs = [each for each in frames(step.trace, step.modules).items if each.run and not each.backward]
-    at = span.start
-    for each in marked:
-        yield from _unmarked(at, each.start, runs, span.start)
-        yield Phase(_PHASES[each.name], (each.start - span.start) / 1e3, (each.end - span.start) / 1e3)
-        at = each.end
-    yield from _unmarked(at, span.end, runs, span.start)
+def phases(step: Step) -> tuple[Phase, ...]:
+    """Divide the step itself into parts; times are milliseconds since it began."""
+    origin = window(step.trace).start
+    parts = _parts(step.trace, frames(step.trace, step.modules))
+    return tuple(Phase(each.name, (each.start - origin) / 1e3, (each.end - origin) / 1e3) for each in parts)
 
 
-def _unmarked(start: float, end: float, runs: Sequence[Frame], origin: float) -> Iterator[Phase]:
-    """Divide what is between marks: from when the first module runs, it is forward, a loss included."""
-    first = min((run.start for run in runs if start <= run.start < end), default=end)
-    if first > start:
-        yield Phase("other", (start - origin) / 1e3, (first - origin) / 1e3)
-    if end > first:
-        yield Phase("forward", (first - origin) / 1e3, (end - origin) / 1e3)
+def _parts(trace: Trace, where: Nest[Frame]) -> list[Phase]:
+    """Divide the step itself, on the trace's clock: what is marked, and between marks what is before and in forward."""
+    span = window(trace)
+    marked = [each for each in trace.ranges if each.name in _PHASES and span.start <= each.start < span.end]
+    runs = [each.start for each in where.items if each.run and not each.backward]
+    bounds = sorted({span.start, span.end, *(time for each in marked for time in (each.start, each.end))})
+    found: list[Phase] = []
+    for start, end in itertools.pairwise(bounds):
+        # of marks around each other the innermost, which began last
+        mark = next((_PHASES[each.name] for each in reversed(marked) if each.start <= start < each.end), None)
+        # from when the first module runs it is forward, a loss included
+        first = end if mark else min((time for time in runs if start <= time < end), default=end)
+        found += [Phase(mark or "other", start, first)] if first > start else []
+        found += [Phase("forward", first, end)] if end > first else []
+    return found

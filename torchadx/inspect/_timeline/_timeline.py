@@ -221,7 +221,7 @@ def summarize(step: Step) -> Timeline:
         own = [block for block in found if block.device == name]
         line = curve(own, span.start, span.end)
         devices[name] = DeviceTimeline(line, line.peak_ms, line.peak_bytes, _alive(own, line.peak_at))
-    return Timeline(devices, tuple(_blocks.phases(step)), _rises(found, span.start), tuple(_notes(found)))
+    return Timeline(devices, _blocks.phases(step), _rises(found, span.start), tuple(_notes(found)))
 
 
 def _notes(found: Sequence[Block]) -> Iterator[str]:
