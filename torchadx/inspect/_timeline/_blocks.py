@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from torchadx.inspect._timeline._step import BACKWARD, NOTE, OPTIMIZER, STEP, Noted, Step
-from torchadx.inspect._trace._frames import Frame, frames
+from torchadx.inspect._trace._frames import Frame
 from torchadx.inspect._trace._nest import Nest
 from torchadx.inspect._trace._trace import Range, Trace
 
@@ -60,7 +60,7 @@ def window(trace: Trace) -> Range:
 def blocks(step: Step) -> list[Block]:
     """Return the blocks of a recording, each with its category, and the module and the op that allocated it."""
     trace = step.trace
-    where = frames(trace, step.modules)
+    where = step.where
     ops = Nest(trace.ops)
     parts = _parts(trace, where)
     found: list[Block] = []
@@ -143,7 +143,7 @@ def _apply(block: Block, note: Noted) -> None:
 def phases(step: Step) -> tuple[Phase, ...]:
     """Divide the step itself into parts; times are milliseconds since it began."""
     origin = window(step.trace).start
-    parts = _parts(step.trace, frames(step.trace, step.modules))
+    parts = _parts(step.trace, step.where)
     return tuple(Phase(each.name, (each.start - origin) / 1e3, (each.end - origin) / 1e3) for each in parts)
 
 

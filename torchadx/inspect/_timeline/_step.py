@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torchadx.inspect import _nodes
 from torchadx.inspect._modules import ModuleWatch
 from torchadx.inspect._saved._owners import storages_of
+from torchadx.inspect._trace._frames import Frame, frames
+from torchadx.inspect._trace._nest import Nest
 from torchadx.inspect._trace._trace import Recording, Trace
 from torchadx.memory import Residence
 from torchadx.memory._storage import has_memory
@@ -64,6 +67,11 @@ class Step:
     trace: Trace
     modules: ModuleWatch
     notes: tuple[tuple[Noted, ...], ...]
+
+    @functools.cached_property
+    def where(self) -> Nest[Frame]:
+        """Which module was at work at each moment."""
+        return frames(self.trace, self.modules)
 
 
 class Observer(TorchFunctionMode):
