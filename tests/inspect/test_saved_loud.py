@@ -163,3 +163,10 @@ def test_a_graph_that_is_partly_freed_is_reported_as_far_as_it_is_left():
     second.backward()
     with pytest.raises(RuntimeError, match="backward ran, and freed"):
         saved(first + second)
+
+
+def test_a_report_of_nothing_is_refused():
+    with saved() as seen:
+        pass
+    with pytest.raises(TypeError, match="takes the tensors whose graphs are looked at"):
+        seen.report()

@@ -63,9 +63,13 @@ class Watching:
             inputs: What else the caller holds.
 
         Raises:
+            TypeError: There is no tensor among the outputs.
             RuntimeError: Backward ran, and freed it.
         """
-        return look(_nodes.tensors_of(outputs), self.modules, _nodes.tensors_of(inputs))
+        tensors = _nodes.tensors_of(outputs)
+        if not tensors:
+            raise TypeError("report() takes the tensors whose graphs are looked at, such as the loss; got none")
+        return look(tensors, self.modules, _nodes.tensors_of(inputs))
 
     def graph(self, output: Any, **options: Any) -> Graph:
         """Take a picture of a graph, its nodes with the modules that were seen to make them.
@@ -157,11 +161,12 @@ def _of_call(
     if model is None and isinstance(function, nn.Module):
         model = function
     with Watching(model) as seen:
-        if not measure:
+        if measure:
+            outputs, grown, peak = growth_of(lambda: function(*args, **kwargs))
+        else:
             outputs = function(*args, **kwargs)
-            return seen.report(outputs, inputs=(args, kwargs))
-        outputs, grown, peak = growth_of(lambda: function(*args, **kwargs))
-    return seen.report(outputs, inputs=(args, kwargs)).measured(grown, peak)
+    report = look(_nodes.tensors_of(outputs), seen.modules, _nodes.tensors_of((args, kwargs)))
+    return report.measured(grown, peak) if measure else report
 
 
 def look(outputs: Sequence[Tensor], modules: ModuleWatch, inputs: Sequence[Tensor] = ()) -> SavedReport:
