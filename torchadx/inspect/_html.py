@@ -57,11 +57,15 @@ def report(
 
     Raises:
         ModuleNotFoundError: plotly is not installed.
-        TypeError: A step is no function.
+        TypeError: A step is no function, a model no module, or ``before`` no pair of these.
+        FileNotFoundError: There is no folder for the file.
         ValueError: ``warmup`` is negative.
         NoBackwardError: A step ran no backward.
     """
     path = pathlib.Path(path)
+    # before the steps run, which may take long
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent} to write {path.name} to; make it first")
     path.write_text(_page.render(contents(model, step, before, title, warmup)), encoding="utf-8")
     return path
 
@@ -76,6 +80,8 @@ def contents(
     """Return what the page of :func:`report` shows, as plain numbers, strings, lists and dictionaries."""
     passes = []
     if before is not None:
+        if not isinstance(before, tuple) or len(before) != 2:
+            raise TypeError(f"before is a pair of a model, or None, and its step; got {type(before).__name__}")
         passes.append(_pass("before", *before, warmup))
     passes.append(_pass("after" if before is not None else "", model, step, warmup))
     name = "a training step" if model is None else type(model).__name__

@@ -4,6 +4,7 @@ import bisect
 import collections
 import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,24 +23,49 @@ RANGE = "torchadx.inspect module "
 
 @dataclasses.dataclass(slots=True)
 class _Root:
-    """An outermost module, and what it and its submodules are called."""
+    """An outermost module, and what it and its submodules are called. It does not outlive the step because of this."""
 
-    module: nn.Module
+    module: weakref.ref[nn.Module]
+    kind: str
     paths: dict[int, str]
     classes: dict[str, str]
+    named: dict[str, TensorWeakRef]
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Root":
         named = [(_compiled(path), inner) for path, inner in module.named_modules()]
         # of a compiled module and the one inside of it, which go by one path, the latter's class counts
         return cls(
-            module, {id(inner): path for path, inner in named}, {path: type(inner).__name__ for path, inner in named}
+            weakref.ref(module),
+            type(module).__name__,
+            {id(inner): path for path, inner in named},
+            {path: type(inner).__name__ for path, inner in named},
+            {name: TensorWeakRef(tensor) for name, tensor in _tensors(module)},
         )
 
+    def path(self, module: nn.Module) -> str | None:
+        """Return the path of a module in this one, ``None`` if it is none of its."""
+        # what came after a module that is gone may have its id
+        return None if self.module() is None else self.paths.get(id(module))
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield parameters and buffers with their names."""
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            yield _compiled(name), tensor
+        """Yield parameters and buffers with their names; of a module that is gone those that a graph still holds."""
+        module = self.module()
+        if module is not None:
+            yield from _tensors(module)
+            return
+        for name, reference in self.named.items():
+            if (tensor := reference()) is not None:
+                yield name, tensor
+
+    def replaced_by(self, other: "_Root") -> bool:
+        """Whether the other is what this was, made anew."""
+        return self.module() is None and self.classes == other.classes
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        yield _compiled(name), tensor
 
 
 def _compiled(path: str) -> str:
@@ -77,6 +103,7 @@ class ModuleWatch:
     def __init__(self, model: nn.Module | None = None, *, ranges: bool = False) -> None:
         self._ranges, self._given = ranges, model is not None
         self._roots = [] if model is None else [_Root.of(model)]
+        self._earlier = set[int]()
         self._runs: list[_Run] = []
         # of the runs in this thread, where they begin, and their indices
         self._firsts: list[int] = []
@@ -119,6 +146,10 @@ class ModuleWatch:
             run = self._runs[run].parent
         return None
 
+    def again(self) -> None:
+        """Say that all begins anew: a module made from here on, as a loss, goes by the name of one that is gone."""
+        self._earlier = set(range(len(self._roots)))
+
     def path(self, run: int) -> str:
         """Return the path of the module of the run with this index."""
         return self._name(self._runs[run].root, self._runs[run].path)
@@ -136,8 +167,9 @@ class ModuleWatch:
         return tuple(prefix for prefix in self._prefixes() if prefix) if self._roots else ()
 
     def compiled_in_place(self) -> bool:
-        """Whether a module is compiled by its ``compile()``: torch runs these eagerly while it has hooks around all."""
-        modules = (module for root in self._roots for module in root.module.modules())
+        """Whether a module is compiled by its ``compile()``, which hooks around every module may undo."""
+        roots = (module for root in self._roots if (module := root.module()) is not None)
+        modules = (inner for module in roots for inner in module.modules())
         return any(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
 
     def inputs(self) -> list[Tensor]:
@@ -163,7 +195,7 @@ class ModuleWatch:
         used: collections.Counter[str] = collections.Counter()
         prefixes = []
         for index, root in enumerate(self._roots):
-            name = type(root.module).__name__
+            name = root.kind
             if index != model:
                 used[name] += 1
             prefixes.append("" if index == model else name if used[name] == 1 else f"{name}_{used[name]}")
@@ -207,9 +239,15 @@ class ModuleWatch:
                 root.classes.setdefault(path, name)
             return around.root, path
         for index, root in enumerate(self._roots):
-            if id(module) in root.paths:
-                return index, root.paths[id(module)]
-        self._roots.append(_Root.of(module))
+            if (path := root.path(module)) is not None:
+                return index, path
+        made = _Root.of(module)
+        for index, root in enumerate(self._roots):
+            if index in self._earlier and root.replaced_by(made):
+                self._earlier.remove(index)
+                self._roots[index] = made
+                return index, ""
+        self._roots.append(made)
         return len(self._roots) - 1, ""
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

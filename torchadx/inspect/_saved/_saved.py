@@ -19,8 +19,8 @@ from torchadx.inspect._saved._rows import find, rows
 
 _OPAQUE = "CopySlices"
 _EAGER = (
-    "torch runs modules that are compiled by module.compile() eagerly while they are watched: this is what they keep "
-    "then; torch.compile(module) is seen as it is"
+    "modules compiled by module.compile() may run eagerly while they are watched, because of the hooks around every "
+    "module: this is what they keep then; torch.compile(module) is seen as it is"
 )
 
 

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torchadx.inspect._timeline._step import BACKWARD, NOTE, OPTIMIZER, STEP, Noted, Step
 from torchadx.inspect._trace._frames import Frame
@@ -65,12 +65,15 @@ def blocks(step: Step) -> list[Block]:
     parts = _parts(trace, where)
     found: list[Block] = []
     alive: dict[tuple[str, int], Block] = {}
+    freed: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
     for event in trace.memory:
         key = event.device, event.address
         if event.bytes < 0:
             block = alive.pop(key, None)
             if block is not None:
                 block.end = event.time
+            else:
+                freed[key].append(event.time)
             continue
         if key in alive:
             # freed in a thread that the profiler does not follow
@@ -85,7 +88,7 @@ def blocks(step: Step) -> list[Block]:
         alive[key] = block
         found.append(block)
     _tell_outliving(found, where, trace)
-    return found + _categorize(found, step)
+    return found + _categorize(found, step, freed)
 
 
 def _phase(parts: Sequence[Phase], time: float, frame: Frame | None) -> str:
@@ -109,24 +112,42 @@ def _tell_outliving(found: Sequence[Block], where: Nest[Frame], trace: Trace) ->
             block.category = "activation"
 
 
-def _categorize(found: Sequence[Block], step: Step) -> list[Block]:
-    """Give the blocks that were noted their categories, and return those that were there before the recording."""
+def _categorize(found: Sequence[Block], step: Step, freed: Mapping[tuple[str, int], list[float]]) -> list[Block]:
+    """Give the blocks that were noted their categories, and return those whose allocation was not recorded."""
     times = {span.name: span.start for span in step.trace.ranges if span.name.startswith(NOTE)}
     by_place: dict[tuple[str, int], list[Block]] = collections.defaultdict(list)
     for block in found:
         by_place[block.device, block.address].append(block)
     before: dict[tuple[str, int], Block] = {}
-    for index, noted in enumerate(step.notes):
-        time = times[f"{NOTE}{index}"]
+    untold: list[Block] = []
+    ended: set[tuple[str, int]] = set()
+    for index, (noted, gone) in enumerate(zip(step.notes, step.gone, strict=True)):
+        time = times.get(f"{NOTE}{index}")
+        ended.update(gone)
+        if time is None:
+            continue
+        for place in before.keys() & ended:
+            before[place].end = min(before[place].end, time)
+        ended.clear()
         for note in noted:
             place = note.device, note.address
             known = [each for each in by_place[place] if each.start <= time < each.end]
             if not known:
-                # what the allocator gave out later at this place means that this block was freed by then
-                following = (each.start for each in by_place[place] if each.start > time)
-                known = [before.setdefault(place, Block(*place, note.nbytes, 0.0, min(following, default=math.inf)))]
+                if place not in before or before[place].end <= time:
+                    start = time if place in before else 0.0
+                    before[place] = Block(*place, note.nbytes, start, _following(by_place[place], freed[place], time))
+                    untold.append(before[place])
+                known = [before[place]]
             _apply(known[0], note)
-    return list(before.values())
+    for block in untold:
+        # no graph of this step made what was there before
+        block.category = "input" if block.category == "activation" and not block.start else block.category
+    return untold
+
+
+def _following(at_place: Sequence[Block], freed: Sequence[float], time: float) -> float:
+    """Return when a block must have been freed: what the allocator gave out later at its place says so as well."""
+    return min((each for each in (*(block.start for block in at_place), *freed) if each > time), default=math.inf)
 
 
 def _apply(block: Block, note: Noted) -> None:

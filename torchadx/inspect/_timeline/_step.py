@@ -1,19 +1,23 @@
 """Running a training step under the profiler, noting on the way which memory is what."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import TensorWeakRef
 
 from torchadx.inspect import _nodes
 from torchadx.inspect._modules import ModuleWatch
@@ -61,12 +65,15 @@ class Step:
     Attributes:
         trace: What ran and what the allocators did; of the steps that warmed up, too.
         modules: Whose forwards ran.
-        notes: What was noted at each range of the trace named ``NOTE`` and its index.
+        notes: What was noted at each range of the trace named ``NOTE`` and its index; of threads that the profiler
+            does not follow there is no range.
+        gone: The places of memory, device and address, that was noted before and that each note found freed.
     """
 
     trace: Trace
     modules: ModuleWatch
     notes: tuple[tuple[Noted, ...], ...]
+    gone: tuple[tuple[tuple[str, int], ...], ...]
 
     @functools.cached_property
     def where(self) -> Nest[Frame]:
@@ -85,10 +92,14 @@ class Observer(TorchFunctionMode):
     def __init__(self, modules: ModuleWatch, before_backward: Callable[[list[Tensor]], object]) -> None:
         super().__init__()
         self.notes: list[tuple[Noted, ...]] = []
+        self.gone: list[tuple[tuple[str, int], ...]] = []
+        self._storages: dict[tuple[str, int], StorageWeakRef] = {}
+        self._leaves: dict[int, TensorWeakRef] = {}
         self._modules, self._before_backward = modules, before_backward
         self._stack = contextlib.ExitStack()
-        self._steps: list[torch.profiler.record_function] = []
-        self._names: dict[int, str] = {}
+        # of each thread
+        self._steps: dict[int, list[torch.profiler.record_function]] = collections.defaultdict(list)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Observer":
         with contextlib.ExitStack() as stack:
@@ -104,8 +115,9 @@ class Observer(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._stack.close()
-        while self._steps:
-            self._steps.pop().__exit__(*error)
+        for steps in self._steps.values():
+            while steps:
+                steps.pop().__exit__(*error)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -113,75 +125,101 @@ class Observer(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _BACKWARDS:
             return func(*args, **kwargs)
-        outputs = args[0] if args else next(iter(kwargs.values()))
-        self.note(self._around(_nodes.tensors_of(outputs)))
-        self._before_backward(_nodes.tensors_of(outputs))
+        outputs = _nodes.tensors_of(args[0] if args else next(iter(kwargs.values())))
+        self.note(self._around(outputs))
+        self._before_backward(outputs)
+        del outputs
         with torch.profiler.record_function(BACKWARD):
             result = func(*args, **kwargs)
-        self.note((*self._gradients(), *_blocks(_nodes.tensors_of(result), "gradient")))
+        self.note((*self.gradients(), *self._blocks(_nodes.tensors_of(result), "gradient")))
         return result
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.note(self._optimized(optimizer))
-        self._steps.append(torch.profiler.record_function(OPTIMIZER))
-        self._steps[-1].__enter__()
+        steps = self._steps[threading.get_ident()]
+        steps.append(torch.profiler.record_function(OPTIMIZER))
+        steps[-1].__enter__()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._steps:
-            self._steps.pop().__exit__(None, None, None)
+        if steps := self._steps[threading.get_ident()]:
+            steps.pop().__exit__(None, None, None)
         self.note((*self._optimized(optimizer), *self._state(optimizer)))
 
     def note(self, noted: Iterable[Noted]) -> None:
         """Mark this moment in the trace, and remember what was what."""
-        found = tuple(noted)
-        with torch.profiler.record_function(f"{NOTE}{len(self.notes)}"):
-            self.notes.append(found)
+        # optimizers may step in several threads
+        with self._lock:
+            gone = tuple(place for place, storage in self._storages.items() if storage.expired())
+            for place in gone:
+                del self._storages[place]
+            self.gone.append(gone)
+            found = tuple(noted)
+            with torch.profiler.record_function(f"{NOTE}{len(self.notes)}"):
+                self.notes.append(found)
 
     def _around(self, outputs: list[Tensor]) -> Iterator[Noted]:
         """Describe the graph that is about to be run backward, and what is beside it."""
         yield from self.parameters()
-        yield from self._gradients()
+        yield from self.gradients()
         for tensor in self._modules.inputs():
             if tensor.grad_fn is None:
-                yield from _blocks([tensor], "input")
+                yield from self._blocks([tensor], "input")
         for node in _nodes.walk(outputs):
             leaf = _nodes.leaf_of(node)
             if leaf is not None:
-                yield from _blocks([leaf], "parameter" if isinstance(leaf, nn.Parameter) else "input")
+                self._leaves[id(leaf)] = TensorWeakRef(leaf)
+                yield from self._blocks([leaf], "parameter" if isinstance(leaf, nn.Parameter) else "input")
                 continue
             module = self._modules.owner(_nodes.number_of(node))
             # a graph may be partly freed, if no path through that part is asked for
             for slot in _nodes.held_by(node) or ():
-                yield from _blocks(held_tensors(slot), "activation", module=module)
+                yield from self._blocks(held_tensors(slot), "activation", module=module)
 
     def parameters(self) -> Iterator[Noted]:
         """Describe the parameters and buffers of the modules that ran."""
         for name, tensor in self._modules.parameters().items():
-            yield from _blocks([tensor], "parameter", name, name.rpartition(".")[0])
+            yield from self._blocks([tensor], "parameter", name, name.rpartition(".")[0])
 
-    def _gradients(self) -> Iterator[Noted]:
-        for name, tensor in self._modules.parameters().items():
+    def gradients(self) -> Iterator[Noted]:
+        """Describe the gradients of the modules that ran, and of other leaves that backward reached."""
+        parameters = self._modules.parameters()
+        for name, tensor in parameters.items():
             if tensor.is_leaf and tensor.grad is not None:
-                yield from _blocks([tensor.grad], "gradient", name, name.rpartition(".")[0])
+                yield from self._blocks([tensor.grad], "gradient", name, name.rpartition(".")[0])
+        named = {id(tensor) for tensor in parameters.values()}
+        leaves = [leaf for key, each in self._leaves.items() if key not in named and (leaf := each()) is not None]
+        for leaf in leaves:
+            if leaf.grad is not None:
+                yield from self._blocks([leaf.grad], "gradient")
 
     def _optimized(self, optimizer: Optimizer) -> Iterator[Noted]:
+        names = self._names()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                place = self._place(parameter)
-                yield from _blocks([parameter], "parameter", *place)
+                place = names.get(id(parameter), (None, None))
+                yield from self._blocks([parameter], "parameter", *place)
                 if parameter.grad is not None:
-                    yield from _blocks([parameter.grad], "gradient", *place)
+                    yield from self._blocks([parameter.grad], "gradient", *place)
 
     def _state(self, optimizer: Optimizer) -> Iterator[Noted]:
+        names = self._names()
         for parameter, state in optimizer.state.items():
-            yield from _blocks(_nodes.tensors_of(state), "optimizer state", *self._place(parameter))
+            place = names.get(id(parameter), (None, None))
+            yield from self._blocks(_nodes.tensors_of(state), "optimizer state", *place)
 
-    def _place(self, parameter: Tensor) -> tuple[str | None, str | None]:
-        """Return the name of a parameter and the path of its module, where a module that ran has it."""
-        if id(parameter) not in self._names:
-            self._names = {id(tensor): name for name, tensor in self._modules.parameters().items()}
-        name = self._names.get(id(parameter))
-        return name, None if name is None else name.rpartition(".")[0]
+    def _names(self) -> dict[int, tuple[str, str]]:
+        """Map the identities of parameters of modules that ran to their names and the paths of their modules."""
+        return {id(tensor): (name, name.rpartition(".")[0]) for name, tensor in self._modules.parameters().items()}
+
+    def _blocks(
+        self, tensors: Iterable[Tensor], category: str, name: str | None = None, module: str | None = None
+    ) -> Iterator[Noted]:
+        for tensor in map(_strided, tensors):
+            for storage in storages_of(tensor):
+                if storage.nbytes() and has_memory(storage):
+                    address, device = storage.data_ptr(), str(storage.device)
+                    self._storages.setdefault((device, address), StorageWeakRef(storage))
+                    yield Noted(address, storage.nbytes(), device, category, name, module)
 
 
 def held_tensors(slot: _nodes.Slot) -> list[Tensor]:
@@ -189,13 +227,10 @@ def held_tensors(slot: _nodes.Slot) -> list[Tensor]:
     return list(slot.held.parts) if isinstance(slot.held, Residence) else _nodes.tensors_of(slot.held)
 
 
-def _blocks(
-    tensors: Iterable[Tensor], category: str, name: str | None = None, module: str | None = None
-) -> Iterator[Noted]:
-    for tensor in tensors:
-        for storage in storages_of(tensor):
-            if storage.nbytes() and has_memory(storage):
-                yield Noted(storage.data_ptr(), storage.nbytes(), str(storage.device), category, name, module)
+def _strided(tensor: Tensor) -> Tensor:
+    """Return the values of a sparse tensor, such as the gradient of an embedding, and any other as it is."""
+    # its indices are those that the embedding was given: not its own
+    return torch.ops.aten._values(tensor) if tensor.layout is torch.sparse_coo else tensor
 
 
 def run(
@@ -215,11 +250,13 @@ def run(
         around: Entered around the step itself.
 
     Raises:
-        TypeError: The step is no function.
+        TypeError: The step is no function, or the model no module.
         ValueError: ``warmup`` is negative.
     """
     if not callable(step):
         raise TypeError(f"step is a function without arguments that runs one training step; got {type(step).__name__}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model is the torch.nn.Module that the step trains, or None; got {type(model).__name__}")
     if warmup < 0:
         raise ValueError(f"warmup is a number of steps, 0 or more; got {warmup}")
     measured = False
@@ -233,7 +270,11 @@ def run(
         for _ in range(warmup):
             step()
         measured = True
+        modules.again()
+        # what warming up freed is gone when the step begins
+        observer.note(())
         with around(), torch.profiler.record_function(STEP):
             step()
-        observer.note(observer.parameters())
-    return Step(recording.trace, modules, tuple(observer.notes))
+        # a thread, or what is written in C++, runs backward without a word
+        observer.note((*observer.parameters(), *observer.gradients()))
+    return Step(recording.trace, modules, tuple(observer.notes), tuple(observer.gone))

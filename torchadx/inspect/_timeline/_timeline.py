@@ -199,7 +199,7 @@ def timeline(step: Callable[[], object], *, model: nn.Module | None = None, warm
         warmup: How many steps run before the one that is recorded.
 
     Raises:
-        TypeError: The step is no function.
+        TypeError: The step is no function, or the model no module.
         ValueError: ``warmup`` is negative.
         RuntimeError: Another recording is running.
 

@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import functools
+import gc
 import json
 import pathlib
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,6 +30,8 @@ _TAKEN = (
 )
 
 _busy = threading.Lock()
+# profilers of recordings, which may have failed
+_own = weakref.WeakSet[torch.autograd.profiler.profile]()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ class Recording:
         keep: Keep the profiler (``profiler``) and the trace it exported (``chrome``, JSON as bytes).
 
     Raises:
-        RuntimeError: Another recording is running: torch has one profiler for the process.
+        RuntimeError: Another recording is running, or a profiler of torch warms up: the process has one profiler.
     """
 
     trace: Trace
@@ -180,10 +184,17 @@ class Recording:
                 "profile() and timeline() cannot run inside of each other, leave the outer one first"
             )
         try:
+            if _warming_up():
+                raise RuntimeError(
+                    "a torch.profiler with a schedule is warming up, and torch has one profiler for the process: leave "
+                    "it first, or wait until its cycle is over"
+                )
             self._profiler = torch.profiler.profile(
                 profile_memory=self._memory, record_shapes=self._shapes, with_stack=self._stacks
             )
             self._profiler.__enter__()
+            if self._profiler.profiler is not None:
+                _own.add(self._profiler.profiler)
         except BaseException:
             _busy.release()
             raise
@@ -219,6 +230,14 @@ class Recording:
         if self._keep:
             self.chrome, self.profiler = text, self._profiler
         del self._profiler
+
+
+def _warming_up() -> bool:
+    """Whether another profiler was made ready to record, which torch tells nobody: it crashes if one runs meanwhile."""
+    kind = torch.autograd.profiler.profile
+    profilers = [each for each in gc.get_referrers(kind) if isinstance(each, kind)]
+    others = (each for each in profilers if each.enabled and each not in _own)
+    return any(each.entered and each.kineto_results is None for each in others)
 
 
 def record(run: Callable[[], object], *, memory: bool = True, shapes: bool = False, stacks: bool = False) -> Trace:
