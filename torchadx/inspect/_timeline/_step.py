@@ -34,6 +34,7 @@ STEP = "torchadx.inspect step"
 BACKWARD = "torchadx.inspect backward"
 OPTIMIZER = "torchadx.inspect optimizer"
 
+aten = torch.ops.aten
 _BACKWARDS = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 
@@ -230,7 +231,7 @@ def held_tensors(slot: _nodes.Slot) -> list[Tensor]:
 def _strided(tensor: Tensor) -> Tensor:
     """Return the values of a sparse tensor, such as the gradient of an embedding, and any other as it is."""
     # its indices are those that the embedding was given: not its own
-    return torch.ops.aten._values(tensor) if tensor.layout is torch.sparse_coo else tensor
+    return aten._values(tensor) if tensor.layout is torch.sparse_coo else tensor
 
 
 def run(
