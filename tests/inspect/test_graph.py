@@ -397,3 +397,24 @@ def test_outputs_go_by_their_places_and_those_without_a_graph_are_left_out():
     assert labels(drawn, "output") == ["output['loss']\n()", "output['more'][0]\n(3)"]
     y = a.exp()
     assert kinds(graph([y, y]))["output"] == 1
+
+
+def test_the_class_of_a_function_made_for_one_call_is_not_kept():
+    def made():
+        class Local(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.times = 3
+                return x * 3
+
+            @staticmethod
+            def backward(ctx, cotangent):
+                return cotangent * ctx.times
+
+        drawn = graph(Local.apply(torch.ones(2, requires_grad=True)), show_attrs=True)
+        assert any("ctx.times: 3" in node.label for node in drawn.nodes)
+        return weakref.ref(Local)
+
+    reference = made()
+    gc.collect()
+    assert reference() is None

@@ -29,20 +29,21 @@ def attributes(node: Node, chars: int) -> dict[str, str]:
 
 
 def _values(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        for name, value in vars(node).items():
+            if not name.startswith("_") and not tensors_of(value):
+                yield f"ctx.{name}", value
+        return
     kind: type = type(node)
     for name in _plain_attributes(kind):
         value = getattr(node, _SAVED + name)
         if not tensors_of(value):
             yield name, value
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        for name, value in vars(node).items():
-            if not name.startswith("_") and not tensors_of(value):
-                yield f"ctx.{name}", value
 
 
 @functools.cache
 def _plain_attributes(kind: type) -> tuple[str, ...]:
-    """Return the names of what no hook can have packed: what is packed has a raw form, too."""
+    """Return the names of what no hook can have packed in a node of torch's own: what is packed has a raw form, too."""
     names = set(dir(kind))
     saved = sorted(name.removeprefix(_SAVED) for name in names if name.startswith(_SAVED))
     return tuple(name for name in saved if _RAW + name not in names)
