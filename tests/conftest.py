@@ -41,6 +41,15 @@ def seeded():
 
 
 @pytest.fixture
+def one_thread():
+    """Let operations have one thread each, where tensors are too small for a second to help."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def passed_when_interpreted():
     """Run test files in a process of their own, where Triton's interpreter is on; count the tests that passed."""
 

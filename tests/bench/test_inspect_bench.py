@@ -16,6 +16,8 @@ from torchadx.bench._harness import Timing, WrongResultError
 from torchadx.bench._inspect_models import QUICK, STATED
 from torchadx.bench._inspect_results import Case, Drawn, Memory, Page, Profiled, Row, Saved, Written
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 ALL = {
     "saved": ["plain forward", "counting hooks", "saved()"],
@@ -26,14 +28,6 @@ ALL = {
     ],
     "page": ["its steps alone", "report()"],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def measured(section, name="transformer", without=()):
