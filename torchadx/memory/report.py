@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchadx.memory import _ledger
+from torchadx.memory._dataframe import fields
 from torchadx.memory._encoding import relative_error
 from torchadx.memory.policy import Alias
 from torchadx.memory.stores import Store
@@ -153,13 +154,7 @@ class Report:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            message = 'to_dataframe() needs pandas: pip install "torchadx[dataframe]"'
-            raise ModuleNotFoundError(message, name="pandas") from error
-        columns = [field.name for field in dataclasses.fields(ReportRow)]
-        return pandas.DataFrame([dataclasses.astuple(row) for row in self.rows], columns=columns)
+        return fields(self.rows, ReportRow)
 
     def __str__(self) -> str:
         """Draw the totals, then the rows, those alike together."""

@@ -195,8 +195,8 @@ class Profile:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        from torchadx.inspect._dataframe import fields
         from torchadx.inspect._profile._rows import ModuleRow
+        from torchadx.memory._dataframe import fields
 
         return fields(self.modules(), ModuleRow)
 

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchadx.inspect._dataframe import fields
 from torchadx.inspect._names import module_name
+from torchadx.memory._dataframe import fields
 from torchadx.memory.report import columns, size
 
 if TYPE_CHECKING:

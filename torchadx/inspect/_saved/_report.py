@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torchadx.inspect._dataframe import fields
 from torchadx.inspect._draw import draw_saved
 from torchadx.inspect._names import module_name
 from torchadx.inspect._saved._by_module import ByModule, by_module
 from torchadx.inspect._saved._difference import Difference, compare
+from torchadx.memory._dataframe import fields
 from torchadx.memory.report import columns, size
 
 _NUMBERS = ("held", "storage", "saved", "used")

@@ -32,7 +32,6 @@ class Found:
         shape: Of the tensor; ``None`` where a hook hides it.
         dtype: Of the tensor.
         stride: Of the tensor, in elements.
-        offset: Of the tensor in its storage, in elements.
         nbytes: Of the tensor's elements.
         storage_bytes: Of the storage that it shows.
         held_bytes: Of what is held in its place.
@@ -50,7 +49,6 @@ class Found:
     shape: tuple[int, ...] | None
     dtype: torch.dtype | None
     stride: tuple[int, ...] | None
-    offset: int
     nbytes: int
     storage_bytes: int
     held_bytes: int
@@ -107,7 +105,6 @@ def _tensor(at: tuple[str, int, str], tensor: Tensor) -> Found:
         shape=None if tensor.is_nested else tuple(tensor.shape),
         dtype=tensor.dtype,
         stride=tensor.stride() if strided else None,
-        offset=int(tensor.storage_offset()) if strided else 0,
         nbytes=tensor.nbytes if strided else 0,
         storage_bytes=sum(storages.values()),
         held_bytes=sum(storages.values()),
@@ -123,7 +120,6 @@ def _managed(at: tuple[str, int, str], known: Residence) -> Found:
         shape=tuple(known.shape),
         dtype=known.dtype,
         stride=known.stride,
-        offset=0,
         nbytes=known.shape.numel() * known.dtype.itemsize,
         storage_bytes=known.nbytes,
         held_bytes=known.held_bytes,
@@ -154,7 +150,6 @@ def _foreign(at: tuple[str, int, str], slot: _nodes.Slot) -> Found:
         shape=None,
         dtype=None,
         stride=None,
-        offset=0,
         nbytes=0,
         storage_bytes=sum(held.values()),
         held_bytes=sum(held.values()),

@@ -40,7 +40,6 @@ class Watching:
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        self._model = model
         self.modules = ModuleWatch(model)
         self._anomaly: Any = None
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from torchadx.inspect._dataframe import dataframe
 from torchadx.inspect._draw import draw_timeline
 from torchadx.inspect._names import module_name
 from torchadx.inspect._timeline import _blocks
 from torchadx.inspect._timeline._blocks import CATEGORIES, Block, Phase
 from torchadx.inspect._timeline._curve import Curve, curve
 from torchadx.inspect._timeline._step import Step, run
+from torchadx.memory._dataframe import dataframe
 from torchadx.memory.report import columns, size
 
 _BARS = " ▁▂▃▄▅▆▇█"
